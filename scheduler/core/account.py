@@ -1,0 +1,181 @@
+"""What the owner of a quota has used: the state of its buckets and slots. Tenants and gates are accounts.
+
+All buckets of a quota are taken together or not at all.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from scheduler.core.bucket import Scale
+from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, exact, full_burst
+
+UNLIMITED = 1 << 62
+
+SLOT_FLOOR = 50_000_000
+"""Nanoseconds: nobody is told to come back for a slot sooner than this."""
+
+Amounts = tuple[int, ...]
+"""A cost in bucket units, one for each bucket of the quota that it is charged to."""
+
+
+class Shape:
+    """A quota made ready for arithmetic. Immutable and shared by all accounts with an equal quota."""
+
+    __slots__ = ("concurrency", "limits", "nothing", "one", "one_never", "only", "quota", "scales", "weight")
+
+    def __init__(self, quota: Quota) -> None:
+        rates = [(index, name, getattr(quota, name)) for index, name in enumerate(DIMENSIONS)]
+        self.quota = quota
+        self.limits = tuple(index for index, _, rate in rates if rate is not None)
+        self.scales = tuple(
+            Scale.of(rate, full_burst(name, rate)) for _, name, rate in rates if rate is not None
+        )
+        self.only = self.scales[0] if len(self.scales) == 1 else None
+        self.concurrency = UNLIMITED if quota.concurrency is None else quota.concurrency
+        self.weight = exact("weight", quota.weight).as_integer_ratio()
+        self.one = self._amounts(ONE)
+        self.one_never = self._never(ONE)
+        self.nothing = (0,) * len(self.scales)
+
+    def amounts(self, cost: Cost) -> Amounts:
+        """A cost, or a usage, in units of each bucket."""
+        return self.one if cost is ONE else self._amounts(cost)
+
+    def _amounts(self, cost: Cost) -> Amounts:
+        used = (cost.requests, cost.input_tokens, cost.output_tokens)
+        return tuple(used[index] * scale.unit for index, scale in zip(self.limits, self.scales, strict=True))
+
+    def never(self, cost: Cost) -> tuple[str, int, int] | None:
+        """The first limit that `cost` can never fit, as (name, cost, burst), or None."""
+        return self.one_never if cost is ONE else self._never(cost)
+
+    def _never(self, cost: Cost) -> tuple[str, int, int] | None:
+        for index, scale, amount in zip(self.limits, self.scales, self.amounts(cost), strict=True):
+            if amount > scale.capacity:
+                return DIMENSIONS[index], amount // scale.unit, scale.capacity // scale.unit
+        return None
+
+    def interval(self, amounts: Amounts) -> int:
+        """Nanoseconds in which the slowest bucket refills `amounts`."""
+        return max((-(-a // scale.p) for scale, a in zip(self.scales, amounts, strict=True)), default=0)
+
+
+@lru_cache(maxsize=4096)
+def shape_of(quota: Quota) -> Shape:
+    """The shared shape of a quota."""
+    return Shape(quota)
+
+
+class Account:
+    """The state under one quota: `zeros`, a bucket each; `free`, slots to be had; `hold`, their mean time."""
+
+    __slots__ = ("free", "hold", "shape", "zeros")
+
+    def __init__(self, shape: Shape, now: int) -> None:
+        self.shape = shape
+        self.zeros = [scale.full(now) for scale in shape.scales]
+        self.free = shape.concurrency
+        self.hold = SLOT_FLOOR
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return self.shape.concurrency - self.free
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether one more job may run."""
+        return self.free > 0
+
+    def affords(self, amounts: Amounts, now: int) -> bool:
+        """Whether every bucket has its amount at `now`: the same as ``ready(amounts) <= now``."""
+        only = self.shape.only
+        if only is not None:
+            return self.zeros[0] + amounts[0] <= only.p * now
+        return not self.zeros or self.ready(amounts) <= now
+
+    def ready(self, amounts: Amounts) -> int:
+        """The first whole nanosecond at which every bucket affords its amount."""
+        only = self.shape.only
+        if only is not None:
+            return -(-(self.zeros[0] + amounts[0]) // only.p)
+        return max(map(Scale.ready, self.shape.scales, self.zeros, amounts), default=0)
+
+    def take(self, time: int, amounts: Amounts) -> None:
+        """Charge every bucket at the slot time `time`."""
+        zeros, only = self.zeros, self.shape.only
+        if only is not None:
+            zeros[0] = only.charge(zeros[0], time, amounts[0])
+            return
+        for index, scale in enumerate(self.shape.scales):
+            zeros[index] = scale.charge(zeros[index], time, amounts[index])
+
+    def give_back(self, amounts: Amounts) -> None:
+        """Return unused units; what lies above the burst is capped, and negative amounts are charged."""
+        for index, amount in enumerate(amounts):
+            self.zeros[index] -= amount
+
+    def release(self, held: int) -> bool:
+        """Free one slot after `held` nanoseconds. True if there was none free before.
+
+        The mean holding time is exponential with weight 1/8, and kept only where slots are limited.
+        """
+        self.free += 1
+        if self.shape.concurrency is not UNLIMITED:
+            self.hold += (held - self.hold) >> 3
+        return self.free == 1
+
+    def slot_wait(self, ahead: int) -> int:
+        """Nanoseconds until a slot is expected with `ahead` jobs before one, by the mean holding time."""
+        return max(SLOT_FLOOR, self.hold * (ahead + 1) // self.shape.concurrency)
+
+    def full_at(self) -> int:
+        """The first whole nanosecond at which every bucket is full."""
+        return max(map(Scale.full_at, self.shape.scales, self.zeros), default=0)
+
+    def reshape(self, shape: Shape, now: int) -> None:
+        """Change the quota: levels are kept where a bucket stays, a new bucket starts full."""
+        self.zeros = self.carry(self.zeros, shape, now)
+        self.free += shape.concurrency - self.shape.concurrency
+        self.shape = shape
+
+    def carry(self, zeros: list[int], shape: Shape, now: int) -> list[int]:
+        """Buckets of this account in the units of another shape."""
+        old = {index: (scale, zero) for index, scale, zero in zip(self.shape.limits, self.shape.scales, zeros)}
+        return [
+            old[index][0].rescale(old[index][1], now, scale) if index in old else scale.full(now)
+            for index, scale in zip(shape.limits, shape.scales, strict=True)
+        ]
+
+
+class Projection:
+    """An account's buckets run forward, job by job, exactly as grants would charge them."""
+
+    __slots__ = ("broken", "last", "scales", "time", "zeros")
+
+    def __init__(self, account: Account, time: int) -> None:
+        self.scales = account.shape.scales
+        self.zeros = list(account.zeros)
+        self.time = self.last = time
+        self.broken = False
+
+    def start(self, amounts: Amounts) -> int:
+        """When the next job of this cost starts, in nanoseconds; the projection moves there."""
+        time = self.peek(amounts)
+        self.zeros = [
+            scale.charge(zero, time, amount)
+            for scale, zero, amount in zip(self.scales, self.zeros, amounts, strict=True)
+        ]
+        self.time = time
+        return time
+
+    def follow(self, account: Account, slot: int, amounts: Amounts) -> None:
+        """Compare a real grant, about to be charged at `slot`, with the run: it breaks where they part."""
+        if slot != max(self.last, account.ready(amounts)):
+            self.broken = True
+        self.last = slot
+
+    def peek(self, amounts: Amounts) -> int:
+        """When the next job of this cost would start, without moving."""
+        return max(self.time, max(map(Scale.ready, self.scales, self.zeros, amounts), default=0))

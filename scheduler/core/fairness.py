@@ -1,0 +1,67 @@
+"""Start-time fair queueing between the tenants that are backlogged at a gate.
+
+P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queueing: A Scheduling Algorithm for Integrated Services Packet
+Switching Networks", SIGCOMM 1996. A head that becomes eligible gets the start tag ``S = max(V, F)``; the
+smallest S is served, which sets ``V = S`` and the tenant's finish tag ``F = S + cost / weight``. Over any time
+in which two tenants stay backlogged, the services they got per weight differ by at most one largest job each.
+
+When nobody waits at the gate a busy period ends: every tag is forgotten, so an idle tenant saves up no credit
+and a tenant with no debt costs no memory. Tags are integers: cost and weight are scaled once.
+"""
+
+from __future__ import annotations
+
+from scheduler.core.account import Amounts, Shape
+
+TAG_SCALE = 1 << 20
+"""Tags per nanosecond of gate time at weight 1: the rounding of a weight is below one part in a million."""
+
+REQUEST = 1_000_000_000
+"""The cost of a job, in nanoseconds of gate time, behind a gate that has no rate."""
+
+
+def fair_cost(shape: Shape, amounts: Amounts) -> int:
+    """A job's scalar cost at a gate: the largest of its amounts over the gate's rates, never 0."""
+    if not shape.scales:
+        return REQUEST
+    return max(1, shape.interval(amounts))
+
+
+class FairOrder:
+    """The tags of one gate: its virtual time and the finish tags of tenants with a debt."""
+
+    __slots__ = ("finish", "virtual")
+
+    def __init__(self) -> None:
+        self.virtual = 0
+        self.finish: dict[str, int] = {}
+
+    def start(self, tenant: str) -> int:
+        """The start tag of a tenant's head that becomes eligible now."""
+        return max(self.virtual, self.finish.get(tenant, 0))
+
+    def serve(self, tenant: str, start: int, step: int) -> None:
+        """Account for a grant with start tag `start` that costs `step`."""
+        self.virtual = max(self.virtual, start)
+        self.finish[tenant] = start + step
+
+    def correct(self, tenant: str, step: int) -> None:
+        """Add to (or, below 0, take from) the debt of a tenant that still has one."""
+        if tenant in self.finish:
+            self.finish[tenant] = max(0, self.finish[tenant] + step)
+
+    def has_debt(self, tenant: str) -> bool:
+        """Whether forgetting the tenant would change who is served next."""
+        return self.finish.get(tenant, 0) > self.virtual
+
+    def end_busy_period(self) -> None:
+        """Forget every tag."""
+        if self.finish:
+            self.finish.clear()
+        self.virtual = 0
+
+
+def weighted(cost: int, weight: tuple[int, int]) -> int:
+    """A scalar cost per weight, as a step of tags; at least 1 for a positive cost."""
+    step = cost * TAG_SCALE * weight[1] // weight[0]
+    return step or (1 if cost > 0 else 0)

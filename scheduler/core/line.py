@@ -1,0 +1,172 @@
+"""A line: one tenant's waiting jobs for one gate, in the order of their keys.
+
+Jobs are kept sorted in short blocks: joining at the back and leaving at the front are O(1) but for a shift of
+at most one block, leaving from the middle is a binary search plus that shift, and the sum of work makes a
+quote for a newcomer O(1).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from scheduler.core.policy import Cause
+
+if TYPE_CHECKING:
+    from scheduler.core.account import Projection
+    from scheduler.core.agenda import Agenda
+    from scheduler.core.entry import Entry
+    from scheduler.core.gate import Gate
+    from scheduler.core.tenant import Tenant
+
+BLOCK = 256
+"""Jobs in a block; a full one is split in two."""
+
+_key = attrgetter("key")
+
+
+def _last_key(block: list[Entry]) -> int:
+    return block[-1].key
+
+
+class Line:
+    """The waiting jobs of `tenant` for `gate`.
+
+    `front` is the job whose turn is being arranged, `placed` its item in `agenda` (the engine's, while it
+    waits for permits of its tenant, or the gate's, once it is eligible). `outside` counts jobs that belong
+    to the line but stand outside it: in backoff, or behind another job of their session. `work` sums the
+    waiting jobs' amounts per bucket of the tenant. `tail` remembers how the buckets will stand behind the last
+    job, where that takes a walk. `tightest` is the shortest `max_wait` anybody joined with. `late` says until when a named cause has delayed the line.
+    """
+
+    __slots__ = (
+        "agenda",
+        "blocks",
+        "continuations",
+        "front",
+        "gate",
+        "late",
+        "outside",
+        "placed",
+        "size",
+        "tail",
+        "tenant",
+        "tightest",
+        "work",
+    )
+
+    def __init__(self, tenant: Tenant, gate: Gate) -> None:
+        self.tenant = tenant
+        self.gate = gate
+        self.blocks: list[list[Entry]] = []
+        self.continuations: list[Entry] | None = None
+        self.size = 0
+        self.outside = 0
+        self.work = [0] * len(tenant.zeros)
+        self.front: Entry | None = None
+        self.placed: tuple[Any, ...] | None = None
+        self.agenda: Agenda[Any] | None = None
+        self.late: dict[Cause, int] | None = None
+        self.tail: Projection | None = None
+        self.tightest: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Jobs that belong to the line, in it or outside; continuations are not among them."""
+        return self.size + self.outside
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody stands in the line or belongs to it."""
+        return not self.size and not self.outside and not self.continuations
+
+    def head(self, slot: bool) -> Entry | None:
+        """Whose turn it is, given whether a slot is to be had: continuations bring their own."""
+        first = self.blocks[0][0] if slot and self.blocks else None
+        if self.continuations:
+            run = self.continuations[0]
+            if first is None or run.key < first.key:
+                return run
+        return first
+
+    def push(self, entry: Entry) -> None:
+        """Let a job in, at the place of its key."""
+        self._add_work(entry, 1)
+        if entry.holder is not None:
+            if self.continuations is None:
+                self.continuations = []
+            insort(self.continuations, entry, key=_key)
+            return
+        self.size += 1
+        blocks = self.blocks
+        if not blocks or entry.key > blocks[-1][-1].key:
+            if blocks and len(blocks[-1]) < BLOCK:
+                blocks[-1].append(entry)
+            else:
+                blocks.append([entry])
+            return
+        index = bisect_left(blocks, entry.key, key=_last_key)
+        block = blocks[index]
+        insort(block, entry, key=_key)
+        if len(block) > BLOCK:
+            half = len(block) // 2
+            blocks.insert(index + 1, block[half:])
+            del block[half:]
+
+    def remove(self, entry: Entry) -> None:
+        """Let a job out, from wherever it stands in the line."""
+        self._add_work(entry, -1)
+        if entry.holder is not None:
+            if self.continuations is not None:
+                self.continuations.remove(entry)
+            return
+        self.size -= 1
+        index = 0
+        if entry is not self.blocks[0][0]:
+            index = bisect_left(self.blocks, entry.key, key=_last_key)
+        block = self.blocks[index]
+        del block[bisect_left(block, entry.key, key=_key) if block[0] is not entry else 0]
+        if not block:
+            del self.blocks[index]
+
+    def _add_work(self, entry: Entry, sign: int) -> None:
+        if not entry.paid:
+            for index, amount in enumerate(self.tenant.shape.amounts(entry.cost)):
+                self.work[index] += sign * amount
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The jobs in the line in the order in which they go."""
+        runs = list(self.continuations or ())
+        for block in self.blocks:
+            for entry in block:
+                while runs and runs[0].key < entry.key:
+                    yield runs.pop(0)
+                yield entry
+        yield from runs
+
+    def is_last(self, key: int) -> bool:
+        """Whether a job of this key would join at the back."""
+        return not self.blocks or key > self.blocks[-1][-1].key
+
+    def ahead(self, key: int) -> int:
+        """How many jobs in the line go before one of this key, O(√n) in a long line."""
+        runs = bisect_left(self.continuations, key, key=_key) if self.continuations else 0
+        if self.is_last(key):
+            return self.size + runs
+        index = bisect_left(self.blocks, key, key=_last_key)
+        before = sum(map(len, self.blocks[:index]))
+        return before + bisect_left(self.blocks[index], key, key=_key) + runs
+
+    def recount(self) -> None:
+        """Sum the work anew after the tenant's quota changed."""
+        self.work = [0] * len(self.tenant.zeros)
+        for entry in self:
+            self._add_work(entry, 1)
+
+    def delay(self, cause: Cause, until: int) -> None:
+        """Note that a cause may have delayed whoever has arrived by `until`."""
+        if self.late is None:
+            self.late = {}
+        self.late[cause] = max(until, self.late.get(cause, until))

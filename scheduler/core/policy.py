@@ -1,0 +1,109 @@
+"""How long and how deep a tenant may wait, and what happens instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from scheduler.core.quota import nanoseconds, whole
+
+
+class Reason(StrEnum):
+    """Why a job was refused. The value is the metric label and `ErrRateLimited.reason`."""
+
+    STRICT = "strict"
+    """No waiting allowed, and the tenant's own buckets have no permit."""
+    GATE = "gate"
+    """No waiting allowed, and the shared gate has no permit, or others wait for it."""
+    PAUSE = "pause"
+    """No waiting allowed, and the gate is paused."""
+    SLOT = "slot"
+    """No waiting allowed, and as many jobs run as may."""
+    MAX_WAIT = "max_wait"
+    """The expected wait is longer than the policy allows."""
+    QUEUE_FULL = "queue_full"
+    """The line is as long as the policy allows."""
+    DEADLINE = "deadline"
+    """The expected start is not before the job's deadline."""
+    MAX_WAITING = "max_waiting"
+    """The scheduler holds as many waiting jobs as it may, over all tenants."""
+    NEVER = "never"
+    """The cost is above a burst: waiting would not help. Callers see `QuotaExceeded`."""
+
+
+class Cause(StrEnum):
+    """Why a job starts later than it was promised: the members of `ticket.delayed_by`."""
+
+    LIMIT_LOWERED = "limit_lowered"
+    PAUSE = "pause"
+    GATE = "gate"
+    SLOT = "slot"
+    SESSION = "session"
+    CONTINUATION = "continuation"
+    PRIORITY = "priority"
+    RETRY = "retry"
+    USAGE_ABOVE_ESTIMATE = "usage_above_estimate"
+    STALL = "stall"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The bounds of waiting.
+
+    `max_wait`: the longest expected wait in seconds that is accepted (equal is accepted), judged at submit
+    and whenever it worsens; None for no bound. `max_queue`: the most jobs in one line.
+    """
+
+    max_wait: float | None = 600.0
+    max_queue: int = 1000
+    max_wait_ns: int | None = field(init=False, repr=False, compare=False)
+    """`max_wait` in nanoseconds, worked out once."""
+
+    def __post_init__(self) -> None:
+        bound = None if self.max_wait is None else nanoseconds("max_wait", self.max_wait)
+        object.__setattr__(self, "max_wait_ns", bound)
+        whole("max_queue", self.max_queue, 0)
+
+    @classmethod
+    def strict(cls) -> Policy:
+        """Refuse whatever cannot start at once."""
+        return cls(max_wait=0.0)
+
+
+class Outlook(NamedTuple):
+    """What a job can look forward to: the one formula behind promise, quote and refusal."""
+
+    position: int
+    """Jobs ahead of it in its line."""
+    promised: int
+    """The nanosecond at which its tenant's own buckets would start it."""
+    expected: int
+    """The nanosecond at which it is expected to start, over everything that blocks."""
+    binds: Reason
+    """What `expected` is waiting for: STRICT (own buckets), GATE, PAUSE or SLOT."""
+
+
+class Refusal(NamedTuple):
+    """A decision not to let a job wait."""
+
+    reason: Reason
+    retry_after: int
+    """Nanoseconds, above 0; 0 only with NEVER."""
+    limit: tuple[str, int, int] | None = None
+    """With NEVER: the limit's name, the cost and the burst, in permits."""
+
+
+def decide(
+    outlook: Outlook, arrival: int, max_wait: int | None, max_queue: int, deadline: int | None
+) -> Reason | None:
+    """Judge a job that cannot start at once: None to let it wait, else why not."""
+    if max_wait == 0:
+        return outlook.binds
+    if outlook.position >= max_queue:
+        return Reason.QUEUE_FULL
+    if deadline is not None and outlook.expected >= deadline:
+        return Reason.DEADLINE
+    if max_wait is not None and outlook.expected - arrival > max_wait:
+        return Reason.MAX_WAIT
+    return None

@@ -1,0 +1,172 @@
+"""What may be used: rates, quotas, costs. Values only, checked where they are made.
+
+A `Rate` is exact: integers and fractions as they are, floats as the decimal text they print as, so that
+0.1 is one tenth. Inside, a rate is the reduced fraction p/q of permits per nanosecond (`bucket.Scale`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from typing import TypeVar
+
+Number = int | float | Fraction | Decimal
+
+NS = 1_000_000_000
+"""Nanoseconds in a second: the API speaks seconds, everything inside integer nanoseconds."""
+
+WORD = 2**63
+"""Bucket arithmetic must fit a signed 64-bit column, so that every store can keep it exactly."""
+
+DIMENSIONS = ("requests", "input_tokens", "output_tokens")
+"""What a job costs and a quota limits, in the order in which buckets are kept."""
+
+T = TypeVar("T")
+
+
+def exact(name: str, value: Number) -> Fraction:
+    """Read a number as the exact fraction that its text shows. Raises TypeError or ValueError, naming it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Fraction, Decimal)):
+        raise TypeError(f"{name}: must be a number, got {value!r}")
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
+        raise ValueError(f"{name}: must be finite, got {value!r}")
+    return Fraction(str(value)) if isinstance(value, (float, Decimal)) else Fraction(value)
+
+
+def positive(name: str, value: Number) -> Fraction:
+    """Read an exact number above zero."""
+    number = exact(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: must be above 0, got {value!r}")
+    return number
+
+
+def whole(name: str, value: int, least: int) -> int:
+    """Check an integer with a lower bound."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: must be at least {least}, got {value!r}")
+    return value
+
+
+def instance(name: str, value: object, kind: type[T]) -> T:
+    """Check that an argument is of a type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: must be a {kind.__name__}, got {value!r}")
+    return value
+
+
+def nanoseconds(name: str, seconds: Number) -> int:
+    """Turn seconds of at least 0 into whole nanoseconds, rounded up."""
+    number = exact(name, seconds)
+    if number < 0:
+        raise ValueError(f"{name}: must not be negative, got {seconds!r}")
+    return math.ceil(number * NS)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`permits` every `per` seconds, of which up to `burst` may be saved up: one token bucket's shape.
+
+    `burst` None means the default of the place where the rate is used: 1 for requests, one minute's
+    permits for tokens. Raises ValueError for rate ≤ 0, NaN, burst < 1, or a rate whose reduced fraction
+    does not fit 64-bit arithmetic (write ``Rate(1, per=3)`` or a Fraction instead of ``Rate(1 / 3)``).
+    """
+
+    permits: Number
+    per: Number = 1.0
+    burst: int | None = None
+
+    def __post_init__(self) -> None:
+        positive("permits", self.permits)
+        positive("per", self.per)
+        if self.burst is not None:
+            whole("burst", self.burst, 1)
+        p, q = self.per_nanosecond
+        if p >= WORD or q * (self.burst or 1) >= WORD:
+            raise ValueError(
+                f"permits: {self.permits!r} per {self.per!r} s with burst {self.burst!r} "
+                "does not fit 64-bit arithmetic; give the rate as a Fraction or a whole number per period"
+            )
+
+    @property
+    def per_nanosecond(self) -> tuple[int, int]:
+        """Permits per nanosecond as a reduced fraction (p, q)."""
+        ratio = exact("permits", self.permits) / (exact("per", self.per) * NS)
+        return ratio.numerator, ratio.denominator
+
+    @property
+    def per_second(self) -> Fraction:
+        """Permits per second, exactly."""
+        return exact("permits", self.permits) / exact("per", self.per)
+
+    @classmethod
+    def per_minute(cls, permits: Number, burst: int | None = None) -> Rate:
+        """`permits` every 60 seconds."""
+        return cls(permits, per=60, burst=burst)
+
+    @classmethod
+    def per_hour(cls, permits: Number, burst: int | None = None) -> Rate:
+        """`permits` every 3600 seconds."""
+        return cls(permits, per=3600, burst=burst)
+
+
+def full_burst(name: str, rate: Rate) -> int:
+    """The burst of a rate where it is used. Raises ValueError if a default makes it too large to keep."""
+    if rate.burst is not None:
+        return rate.burst
+    burst = 1 if name == "requests" else math.ceil(max(1, rate.per_second * 60))
+    if rate.per_nanosecond[1] * burst >= WORD:
+        raise ValueError(f"{name}: {rate!r} does not fit 64-bit arithmetic with its burst of {burst}")
+    return burst
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a tenant, or a gate, may use. A limit that is None does not bind.
+
+    `requests`, `input_tokens`, `output_tokens`: a `Rate` each, taken all or nothing; `concurrency`: jobs
+    that run at once; `weight`: share of a gate under contention, above 0 and at most 1,000,000.
+    """
+
+    requests: Rate | None = None
+    input_tokens: Rate | None = field(default=None, kw_only=True)
+    output_tokens: Rate | None = field(default=None, kw_only=True)
+    concurrency: int | None = field(default=None, kw_only=True)
+    weight: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in DIMENSIONS:
+            rate = getattr(self, name)
+            if rate is not None:
+                full_burst(name, instance(name, rate, Rate))
+        if self.concurrency is not None:
+            whole("concurrency", self.concurrency, 1)
+        share = positive("weight", self.weight)
+        if share > 1_000_000 or share.denominator > 10**12:
+            raise ValueError(f"weight: must be at most 1000000 with at most 12 decimals, got {self.weight!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a job is expected to use: whole numbers, not negative."""
+
+    requests: int = 1
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in DIMENSIONS:
+            whole(name, getattr(self, name), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage(Cost):
+    """What a job really used: the same three as `Cost`."""
+
+
+ONE = Cost()
+"""The cost of a job that names none; compared by identity where speed matters."""

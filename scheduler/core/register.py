@@ -1,0 +1,83 @@
+"""The state of an engine, and the tenants in it: made at first sight, forgotten when they no longer matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scheduler.core.account import Account, shape_of
+from scheduler.core.agenda import Agenda
+from scheduler.core.entry import Entry
+from scheduler.core.gate import Gate
+from scheduler.core.quota import Quota
+from scheduler.core.tenant import Tenant
+
+FADE_STEP = 1 << 30
+"""Nanoseconds: tenants are looked over for forgetting in batches about a second apart."""
+
+RETURN, HEAD, GATE, EXPIRE, FADE = range(5)
+"""Kinds of events, in the order in which they are processed when they fall on the same nanosecond: whoever
+becomes eligible does so before a gate chooses, and a job may still start at the very end of its deadline."""
+
+Event = tuple[int, int, int, Any]
+"""(time, kind, key, owner)."""
+
+
+class Register:
+    """What an engine remembers.
+
+    `events` is everything that will happen by itself, `touched` the gates that have to look who may pass,
+    `moved` the jobs whose state changed and whose callers must be told, in that order. `root` holds the
+    scheduler's own slots. `sessions` has, for each session with a job in line or running, the jobs behind it.
+    """
+
+    def __init__(
+        self, now: int, quota_of: Callable[[str], Quota], gates: Mapping[str, Quota], max_running: int
+    ) -> None:
+        self.quota_of = quota_of
+        self.tenants: dict[str, Tenant] = {}
+        self.most_tenants = 0
+        self.gates = {name: Gate(name, shape_of(quota), now) for name, quota in gates.items()}
+        self.root = Account(shape_of(Quota(concurrency=max_running)), now)
+        self.sessions: dict[tuple[str, str], list[Entry]] = {}
+        self.events: Agenda[Event] = Agenda()
+        self.touched: dict[Gate, None] = {}
+        self.moved: list[Entry] = []
+        self.waiting = 0
+        self.sequence = 0
+        self.stalls = 0
+        self.granted = 0
+
+    def _tenant(self, name: str, now: int) -> Tenant:
+        """The tenant's state, made at first sight."""
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            tenant = self.tenants[name] = Tenant(name, shape_of(self.quota_of(name)), now)
+            self.most_tenants = max(self.most_tenants, len(self.tenants))
+            self._fade(tenant, now)
+        return tenant
+
+    def _fade(self, tenant: Tenant, now: int) -> None:
+        """Arrange for an idle tenant to be looked over once its buckets are full."""
+        if tenant.placed is None:
+            full = max(now, tenant.full_at())
+            self.sequence += 1
+            self.events.put(((full // FADE_STEP + 1) * FADE_STEP, FADE, self.sequence, tenant))
+
+    def _forget(self, tenant: Tenant, time: int) -> None:
+        """Forget a tenant whose absence would change no decision; look again later if one still would."""
+        if tenant.lines or tenant.running or tenant.override:
+            return
+        echo = tenant.echo
+        passed = echo is None or echo.passed(tenant.shape.scales, time)
+        if passed and tenant.full_at() <= time and not self._owes(tenant):
+            del self.tenants[tenant.name]
+            if 4 * len(self.tenants) < self.most_tenants:
+                # A dict does not give memory back when entries go; copying it does.
+                self.tenants = dict(self.tenants)
+                self.most_tenants = len(self.tenants)
+        else:
+            self._fade(tenant, time)
+
+    def _owes(self, tenant: Tenant) -> bool:
+        return any(gate.fair.has_debt(tenant.name) for gate in self.gates.values())

@@ -1,0 +1,1 @@
+"""The in-process scheduler: engine, clock and timer, handlers."""

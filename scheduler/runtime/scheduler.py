@@ -1,0 +1,295 @@
+"""The in-process scheduler: lines and buckets in front of a handler."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
+from fractions import Fraction
+from typing import Any, Protocol, TypeVar
+
+from scheduler.core.account import Account, shape_of
+from scheduler.core.engine import Engine
+from scheduler.core.entry import State
+from scheduler.core.policy import Policy
+from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance, positive, whole
+from scheduler.runtime.arguments import (
+    check_priority,
+    check_prompt,
+    check_tenant,
+    check_timeout,
+    chooser,
+)
+from scheduler.runtime.clock import Clock, MonotonicClock
+from scheduler.runtime.grant import Grant, Handler, Job, Prompt, QueuedGrant, Ticket, current_job
+from scheduler.runtime.jobs import Jobs
+from scheduler.runtime.values import Quote, Statistics
+
+Quotas = Quota | Mapping[str, Quota] | Callable[[str], Quota]
+Policies = Policy | Mapping[str, Policy] | Callable[[str], Policy]
+
+G = TypeVar("G", bound=Grant)
+
+
+class HasTenant(Protocol):
+    """What a before-hook needs to know of a message."""
+
+    @property
+    def tenant(self) -> str:
+        """Who pays for it."""
+
+
+class Scheduler(Jobs):
+    """Gives each tenant a line and a bucket, and runs `handler` for each job when its turn has come.
+
+    `quotas` and `policy`: one for everyone, a mapping by tenant, or a callable of the tenant. `gates`: None,
+    one Quota shared by all tenants, or a mapping of names to them. `max_waiting`: waiting jobs over all
+    tenants; `max_running`: jobs that run at once; `max_attempts`: tries of a job whose handler raises
+    `Retry`; `run_timeout`: seconds for every try; `max_prompt_bytes` and `max_head_start` (seconds) bound
+    `prompt` and `priority`. `clock`: the monotonic clock, unless a test brings another.
+
+    Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
+    them). Without a shared store every process has its own buckets: N processes give N times the rate.
+    """
+
+    def __init__(
+        self,
+        handler: Handler | None = None,
+        *,
+        quotas: Quotas = Quota(),  # noqa: B008 - a frozen value
+        gates: Quota | Mapping[str, Quota] | None = None,
+        policy: Policies = Policy(),  # noqa: B008 - a frozen value
+        max_waiting: int = 100_000,
+        max_running: int = 256,
+        max_attempts: int = 5,
+        run_timeout: float = 600.0,
+        max_prompt_bytes: int = 32_000_000,
+        max_head_start: float = 60.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._policy_of = chooser("policy", policy, Policy)
+        self._policy = policy if isinstance(policy, Policy) else None
+        quota_of = chooser("quotas", quotas, Quota)
+        shared = {"": Quota()} if gates is None else gates if isinstance(gates, Mapping) else {"": gates}
+        for name, quota in shared.items():
+            instance("gates: a name", name, str)
+            instance(f"gates[{name!r}]", quota, Quota)
+        if not shared:
+            raise ValueError("gates: must not be an empty mapping")
+        self._gate = next(iter(shared)) if len(shared) == 1 else None
+        self._max_prompt_bytes = whole("max_prompt_bytes", max_prompt_bytes, 1)
+        self._max_head_start = float(positive("max_head_start", max_head_start))
+        whole("max_running", max_running, 1)
+        clock = MonotonicClock() if clock is None else clock
+        engine = Engine(clock.now(), quota_of, shared, max_running)
+        engine.max_waiting = whole("max_waiting", max_waiting, 1)
+        super().__init__(engine, clock, handler, run_timeout, max_attempts)
+        self.name = secrets.token_hex(4)
+
+    # --- submitting ---------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        tenant: str,
+        prompt: Prompt,
+        *,
+        session: str | None = None,
+        timeout: float | None = None,
+        policy: Policy | None = None,
+        priority: float = 0,
+        cost: Cost | None = None,
+        gate: str | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """``await scheduler.submit(tenant, prompt)``: send a prompt through its tenant's line.
+
+        Returns what the handler returned. Arguments are checked by the call, the line is joined by the await.
+
+        The handler runs in the caller's task; cancelling that task withdraws a waiting job and cancels a
+        running one. `session`: jobs of one session run one after the other. `timeout`: seconds from here to
+        the result. `policy`: instead of the tenant's. `priority`: a head start in the line, in seconds.
+        `cost`: what it will use, one request unless told otherwise. `gate`: which of several gates it passes.
+
+        Raises `ErrRateLimited` (refused, with the time to come back), `QuotaExceeded` (can never fit),
+        `DeadlineExceeded`, `JobFailed` (a handler that asked for `Retry` too often), `SchedulerClosed`,
+        ValueError or TypeError for a bad argument, and whatever else the handler raises, unchanged.
+        """
+        grant = self._ask(Grant, tenant, session, timeout, policy, priority, cost, gate)
+        if self._handler is None:
+            raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
+        check_prompt(prompt, self._max_prompt_bytes)
+        return self.perform(Job(grant, prompt, timeout), offered=False)
+
+    async def enqueue(
+        self,
+        tenant: str,
+        prompt: Prompt,
+        *,
+        session: str | None = None,
+        timeout: float | None = None,
+        policy: Policy | None = None,
+        priority: float = 0,
+        cost: Cost | None = None,
+        gate: str | None = None,
+    ) -> Ticket:
+        """Like `submit`, but return a `Ticket` at once; the handler runs in the scheduler's task group."""
+        grant = self._ask(QueuedGrant, tenant, session, timeout, policy, priority, cost, gate)
+        if self._handler is None:
+            raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
+        check_prompt(prompt, self._max_prompt_bytes)
+        grant.ticket = Ticket(Job(grant, prompt, timeout))
+        self.offer(grant)
+        if grant.state is State.RUNNING:
+            self.resuming += 1
+            self.start(grant.ticket)
+        return grant.ticket
+
+    def admit(
+        self,
+        tenant: str,
+        *,
+        cost: Cost | None = None,
+        timeout: float | None = None,
+        policy: Policy | None = None,
+        priority: float = 0,
+        gate: str | None = None,
+    ) -> Grant:
+        """``async with scheduler.admit(tenant) as grant``: wait for a turn, run the block, settle.
+
+        Arguments and errors are those of `submit`; `timeout` bounds the wait. The block may call
+        ``grant.settle(usage)`` itself.
+        """
+        return self._ask(Grant, tenant, None, timeout, policy, priority, cost, gate)
+
+    async def quote(
+        self, tenant: str, *, cost: Cost | None = None, priority: float = 0, gate: str | None = None
+    ) -> Quote:
+        """What a job would get if it were submitted now. Leaves no trace."""
+        grant = self._ask(Grant, tenant, None, None, None, priority, cost, gate)
+        now = self._now()
+        outlook = self.engine.quote(now, tenant, grant.gate_name, grant)
+        self.changed()
+        return Quote(
+            outlook.position,
+            max(0, outlook.promised - now) / NS,
+            max(0, outlook.expected - now) / NS,
+            outlook.binds,
+        )
+
+    def _ask(
+        self,
+        kind: type[G],
+        tenant: str,
+        session: str | None,
+        timeout: float | None,
+        policy: Policy | None,
+        priority: float,
+        cost: Cost | None,
+        gate: str | None,
+    ) -> G:
+        """Check the arguments of a call and make the grant that it asks for."""
+        check_tenant(tenant)
+        if gate is not None:
+            instance("gate", gate, str)
+        name = self._gate if gate is None else gate
+        if name is None or (gate is not None and gate not in self.engine.gates):
+            raise ValueError(f"gate: must be one of {sorted(self.engine.gates)}, got {gate!r}")
+        if policy is None:
+            policy = self._policy or self._policy_of(tenant)
+        else:
+            instance("policy", policy, Policy)
+        grant = kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
+        if session is not None:
+            grant.session = instance("session", session, str)
+        if timeout is not None:
+            grant.deadline = self._now() + check_timeout(timeout)
+        if priority != 0:
+            grant.head_start = check_priority(priority, self._max_head_start)
+        return grant
+
+    # --- the hook, and the rest -----------------------------------------------------------------------
+
+    async def on_before_message(self, message: HasTenant) -> Grant | None:
+        """A before-hook for an agent: waits for the message's turn, or raises, by the tenant's policy.
+
+        Returns a `Grant` that the agent must settle once, or None for the first message of a job that came
+        through `submit` or `enqueue` and has paid already. Later messages of such a run take permits by the
+        run's key, reuse its slot, and wait even under a strict policy, since tools have acted by then.
+        """
+        job = current_job.get()
+        if job is not None and job.grant.scheduler is not self:
+            job = None
+        grant = self._ask(Grant, message.tenant, None, None, None, 0, None, None if job is None else job.gate)
+        if job is not None and job.tenant == message.tenant:
+            if job.grant.state is State.RUNNING and job.free_message:
+                job.free_message = False
+                return None
+            grant.holder = job.grant if job.grant.state is State.RUNNING else None
+            if grant.holder is not None and grant.policy.max_wait == 0:
+                grant.policy = Policy()
+        if not self.offer(grant):
+            await self.turn(grant)
+        return grant
+
+    async def set_quota(self, tenant: str, quota: Quota) -> None:
+        """Change a tenant's limits now, with its jobs waiting; from here on it overrides `quotas`.
+
+        Levels are kept, and waiting jobs that can never fit any more fail with `QuotaExceeded`.
+        """
+        self.engine.set_quota(self._now(), check_tenant(tenant), instance("quota", quota, Quota))
+        self.changed()
+
+    def levels(self, tenant: str) -> dict[str, tuple[int, Fraction, Fraction]]:
+        """A tenant's buckets now, exact, by name: burst, permits per second, permits held (below 0 in debt).
+
+        ``"concurrency"`` counts free slots; they come back when jobs end, so its rate is 0. What has no limit
+        is left out. Leaves no trace of a tenant that was not seen before.
+        """
+        engine, now = self.engine, self._now()
+        engine.advance(now)
+        self.changed()
+        account = engine.tenants.get(check_tenant(tenant)) or Account(shape_of(engine.quota_of(tenant)), now)
+        shape = account.shape
+        levels = {
+            DIMENSIONS[index]: (
+                scale.capacity // scale.unit,
+                Fraction(scale.p * NS, scale.unit),
+                Fraction(scale.level(zero, now), scale.unit),
+            )
+            for index, scale, zero in zip(shape.limits, shape.scales, account.zeros, strict=True)
+        }
+        slots = shape.quota.concurrency
+        if slots is not None:
+            levels["concurrency"] = (slots, Fraction(0), Fraction(max(0, slots - account.running)))
+        return levels
+
+    async def statistics(self, tenant: str | None = None) -> Statistics:
+        """A snapshot of everything, or of one tenant."""
+        engine = self.engine
+        now = self._now()
+        engine.advance(now)
+        self.changed()
+        if tenant is None:
+            return Statistics(
+                waiting=engine.waiting,
+                running=engine.root.running,
+                tenants=len(engine.tenants),
+                granted=engine.granted,
+                done=self.done,
+                failed=self.counts["failed"],
+                cancelled=self.counts["cancelled"],
+                retried=self.counts["retried"],
+                stalls=engine.stalls,
+                refused=dict(self.refusals),
+            )
+        known = engine.tenants.get(check_tenant(tenant))
+        if known is None:
+            return Statistics(waiting=0, running=0, tenants=0)
+        shape = known.shape
+        return Statistics(
+            waiting=sum(line.length for line in known.lines.values()),
+            running=known.running,
+            tenants=1,
+            levels={
+                DIMENSIONS[index]: scale.level(zero, now) / scale.unit
+                for index, scale, zero in zip(shape.limits, shape.scales, known.zeros, strict=True)
+            },
+        )

@@ -1,0 +1,160 @@
+"""Turns: the engine joined to a clock. Callers wait here, and are woken in the order of their grants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from scheduler.core.engine import Engine
+from scheduler.core.entry import Entry, State
+from scheduler.core.policy import Outlook, Reason, Refusal
+from scheduler.core.quota import NS, Usage
+from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
+from scheduler.runtime.clock import Clock, Timer
+from scheduler.runtime.grant import Grant
+
+FAR = 1 << 63
+
+
+class Turns:
+    """One timer for all tenants, armed for the earliest time at which anything can happen.
+
+    Only what is granted is woken. `resuming` counts callers that were granted their turn and have yet to
+    resume: a newcomer who is granted at once must not run before them, since awaiting a future that is
+    already resolved does not suspend.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self.engine = engine
+        self.counts: Counter[str] = Counter()
+        self.refusals: Counter[Reason] = Counter()
+        self.resuming = 0
+        self.closed = True
+        self._now = clock.now
+        self._clock = clock
+        self._timer: Timer | None = None
+        self._armed = FAR
+
+    def open(self) -> None:
+        """Start the timer on the running loop."""
+        self._timer = self._clock.timer(self._wake)
+        self.closed = False
+
+    def shut(self) -> None:
+        """Stop the timer."""
+        self.closed = True
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    # --- waiting ------------------------------------------------------------------------------------
+
+    def offer(self, grant: Grant) -> bool:
+        """Ask for a turn: True if it is now, False if `turn` must be awaited. Raises on refusal."""
+        if self.closed and grant.holder is None:
+            raise SchedulerClosed("the scheduler is closed")
+        engine = self.engine
+        refusal = engine.offer(self._now(), grant.name, grant.gate_name, grant)
+        if engine.moved:
+            self._tell()
+        if refusal is not None:
+            self.refusals[refusal.reason] += 1
+            raise self._error(grant, refusal)
+        if grant.state is State.RUNNING:
+            return not self.resuming
+        self._arm()
+        return False
+
+    async def turn(self, grant: Grant, told: bool = True) -> None:
+        """Wait for the turn of a grant that was offered. A cancellation gives back what it holds.
+
+        `told` False: if it was granted already, its caller has yet to be told, like those that moved with it.
+        """
+        future = grant.future = asyncio.get_running_loop().create_future()
+        # Granted at once, but others who were granted before have yet to resume: one step of the loop, so
+        # that it goes behind them, and whoever is granted after it goes behind it.
+        behind = told and grant.state is State.RUNNING
+        self.resuming += behind
+        try:
+            await (asyncio.sleep(0) if behind else future)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.withdraw(grant)
+            raise
+        finally:
+            grant.future = None
+            if behind or (future.done() and not future.cancelled() and future.exception() is None):
+                self.resuming -= 1
+                if self.closed:
+                    self.changed()
+
+    def withdraw(self, grant: Grant) -> None:
+        """Take a grant back before its call began, waiting or granted."""
+        open_before = grant.state is State.WAITING or grant.state is State.RUNNING
+        self.engine.withdraw(self._now(), grant)
+        if open_before and grant.state is State.ENDED:
+            self.counts["cancelled"] += 1
+        self.changed()
+
+    def settle_grant(self, grant: Grant, usage: Usage | None) -> None:
+        """End a grant. A second call does nothing."""
+        if grant.state is State.RUNNING:
+            self.engine.settle(self._now(), grant, usage)
+            if self.engine.moved:
+                self._tell()
+            self._arm()
+            if self.closed:
+                self.changed()
+
+    def changed(self) -> None:
+        """Tell whom it concerns after the engine was asked for something, and arm the timer."""
+        if self.engine.moved:
+            self._tell()
+        self._arm()
+
+    # --- waking -------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._armed = FAR
+        self.engine.advance(self._now())
+        self.changed()
+
+    def _arm(self) -> None:
+        items = self.engine.events.items
+        if items and items[0][0] < self._armed:
+            wake = self.engine.wake
+            if wake is not None and wake < self._armed and self._timer is not None:
+                self._armed = wake
+                self._timer.arm(wake)
+
+    def _tell(self) -> None:
+        """Wake those whose jobs moved, in the order in which they did."""
+        moved, self.engine.moved = self.engine.moved, []
+        for entry in moved:
+            if not isinstance(entry, Grant):
+                continue
+            if entry.state is State.RUNNING:
+                if entry.granted():
+                    self.resuming += 1
+            elif entry.state is State.EXPIRED:
+                self.counts["failed"] += 1
+                entry.failed(self._late(entry))
+            elif entry.refusal is not None:
+                self.refusals[entry.refusal.reason] += 1
+                entry.failed(self._error(entry, entry.refusal))
+
+    # --- errors -------------------------------------------------------------------------------------
+
+    def _late(self, grant: Grant) -> DeadlineExceeded:
+        bound = 0 if grant.deadline is None else grant.deadline - grant.arrival
+        return DeadlineExceeded(grant.name, "timeout", bound / NS)
+
+    def _error(self, grant: Grant, refusal: Refusal) -> ErrRateLimited | QuotaExceeded:
+        if refusal.limit is not None:
+            return QuotaExceeded(grant.name, *refusal.limit)
+        return ErrRateLimited(grant.name, refusal.reason, refusal.retry_after / NS)
+
+    def outlook(self, entry: Entry) -> Outlook:
+        """What a job can look forward to now, or where it started."""
+        outlook = self.engine.expected(self._now(), entry)
+        self.changed()
+        return outlook

@@ -1,0 +1,45 @@
+"""What the scheduler reports about itself: frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scheduler.core.policy import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a job would get if it were submitted now, without joining the line.
+
+    `position`: jobs ahead in the line; `wait`: seconds, exact, by the tenant's own buckets; `expected`:
+    seconds over everything that blocks; `binds`: what `expected` waits for.
+    """
+
+    position: int
+    wait: float
+    expected: float
+    binds: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot, of everything or of one tenant.
+
+    `waiting` and `running` are now, `tenants` the ones remembered now; the rest counts since the start:
+    `granted`, `done`, `failed`, `cancelled` jobs and blocks, `refused` by reason, `retried` tries, `stalls`
+    (wake-ups later than the catch-up cap). Of one tenant only `waiting`, `running`, `tenants` (0 or 1) and
+    `levels` (permits in each bucket by name, below 0 when in debt) are filled in.
+    """
+
+    waiting: int
+    running: int
+    tenants: int
+    granted: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    retried: int = 0
+    stalls: int = 0
+    refused: Mapping[Reason, int] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
