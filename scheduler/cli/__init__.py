@@ -1,0 +1,18 @@
+"""The command `waitline`: the only room that reads the environment and wires the others together."""
+
+from __future__ import annotations
+
+import sys
+
+MISSING = "waitline: the command needs its extra: pip install 'waitline[cli]' (missing: {name})"
+
+
+def main() -> None:
+    """Run the command line; errors end in one line and a status, not in a traceback."""
+    try:
+        from scheduler.cli.app import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("scheduler", "agent"):
+            raise
+        sys.exit(MISSING.format(name=error.name))
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,160 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from scheduler.cli.wiring import DEFAULT_MODEL, Upstream, UsageError
+from scheduler.errors import SchedulerError
+
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C stopped."""
+
+app = App(
+    name="waitline",
+    help="A line and a token bucket for each tenant, in front of the Anthropic API.",
+    version_flags=["--version"],
+    help_on_error=False,
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status."""
+    complain = Console(stderr=True, highlight=False)
+    try:
+        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        complain.print(f"waitline: {error}", style="red", markup=False)
+        complain.print("Try: waitline --help", markup=False)
+        return 2
+    except (UsageError, SchedulerError, OSError) as error:
+        complain.print(f"waitline: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0
+
+
+def _loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    return asyncio.run(main())
+
+
+@app.command
+def demo(
+    *,
+    live: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    model: str = DEFAULT_MODEL,
+) -> int:
+    """Show in half a minute what a line does: four scenes against a simulated Claude on this machine.
+
+    The status is 0 only if every prompt was answered in order, and no promise was missed by more than three
+    times what a bare timer misses in the same run (both at the 99th percentile).
+
+    Parameters
+    ----------
+    live
+        Use the real API with ANTHROPIC_API_KEY instead. About 250 short prompts.
+    json
+        Print the events, one JSON object a line, instead of tables.
+    model
+        The model to ask.
+    """
+    from scheduler.cli.demo import show
+
+    return _loop(lambda: show(Upstream(simulated=not live, model=model), as_json=json))
+
+
+@app.command(name="run")
+def run_file(
+    file: Path,
+    /,
+    *,
+    out: Path | None = None,
+    rate: float = 2.0,
+    burst: int = 5,
+    strict: Annotated[bool, Parameter(negative="")] = False,
+    simulated: Annotated[bool, Parameter(negative="")] = False,
+    model: str = DEFAULT_MODEL,
+    max_tokens: int = 1024,
+    max_running: int = 256,
+    timeout: float | None = None,
+) -> int:
+    """Send the prompts of a file, each tenant at its own rate, and write every reply as it comes.
+
+    A line of FILE is {"tenant": …, "prompt": …}, with "id" and "session" if you like. A line of the output is
+    {"id", "line", "tenant", "reply", "waited_s", "promised_s", "usage"}, or has an "error". Ctrl-C stops
+    cleanly; the same command goes on where it stopped, and tries again what failed.
+
+    Parameters
+    ----------
+    file
+        The prompts, one JSON object a line. The file may be larger than memory.
+    out
+        Where replies go: FILE with the ending .replies.jsonl unless told otherwise.
+    rate
+        Prompts per second for each tenant.
+    burst
+        Prompts that a tenant may save up.
+    strict
+        Refuse what cannot start at once instead of letting it wait.
+    simulated
+        Ask a simulated Claude on this machine. Otherwise ANTHROPIC_API_KEY is needed, and ANTHROPIC_BASE_URL
+        is obeyed.
+    model
+        The model to ask.
+    max_tokens
+        The longest reply, in tokens.
+    max_running
+        Prompts that are answered at the same time, over all tenants.
+    timeout
+        Seconds for each prompt, from joining its line to its reply.
+    """
+    from scheduler.cli.prompts import Options, answer_file
+
+    upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
+    options = Options(
+        file, out or file.with_suffix(".replies.jsonl"), rate, burst, strict, max_running, timeout
+    )
+    return _loop(lambda: answer_file(upstream, options))
+
+
+@app.command
+def upstream(*, port: int = 8700, seed: int = 0, config: Path | None = None) -> int:
+    """Run a simulated Claude API on this machine until Ctrl-C, to test applications against.
+
+    Parameters
+    ----------
+    port
+        The port on 127.0.0.1; 0 takes a free one.
+    seed
+        Makes latencies, lengths and faults come out the same again.
+    config
+        A TOML or JSON file with limits, latencies, faults and scripted answers.
+    """
+    from scheduler.testing import ClaudeConfig, ConfigError, serve
+
+    try:
+        settings = ClaudeConfig() if config is None else ClaudeConfig.load(config)
+    except ConfigError as error:
+        raise UsageError(f"--config: {error}") from None
+
+    def ready(base_url: str) -> None:
+        Console(highlight=False).print(f"A simulated Claude listens on {base_url}", soft_wrap=True)
+        Console(highlight=False).print(
+            f"Point a client at it: ANTHROPIC_BASE_URL={base_url} ANTHROPIC_API_KEY=anything", soft_wrap=True
+        )
+        sys.stdout.flush()
+
+    async def forever() -> int:
+        await serve(settings, seed=seed, port=port, on_ready=ready)
+        return 0
+
+    return _loop(forever)

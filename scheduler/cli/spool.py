@@ -1,0 +1,248 @@
+"""An index of a prompt file, on disk: which lines are whose, and which have been answered.
+
+The file is read once from front to back; what is kept of a line is its place, its tenant and its names. So a
+file may be larger than memory, and one tenant's million lines do not stand in the way of another's ten.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from scheduler.cli.wiring import UsageError
+
+MAX_LINE = 64 * 1024 * 1024
+"""Bytes in a line of a prompt file."""
+
+MAX_TENANT = 512
+
+PAGE = 64
+"""Lines of a tenant that are looked up at a time."""
+
+SCHEMA = """
+create table line (
+    number integer primary key, place integer not null, size integer not null, tenant text not null,
+    id text not null unique, session text, reply integer
+);
+create table malformed (number integer primary key, why text not null, told integer not null default 0);
+create index line_of_tenant on line (tenant, number);
+create index line_of_session on line (tenant, session, number) where session is not null;
+"""
+
+TENANTS = """
+create table tenant as select min(number) as first, tenant as name from line group by tenant;
+create unique index tenant_first on tenant (first);
+"""
+
+
+class Line(NamedTuple):
+    """One prompt of the file: where it is, whose, and where its reply is if it has one."""
+
+    number: int
+    place: int
+    size: int
+    tenant: str
+    id: str
+    session: str | None
+    reply: int | None
+
+
+class Malformed(NamedTuple):
+    """A line that cannot be sent, and why."""
+
+    number: int
+    why: str
+
+
+class Spool:
+    """The index of one prompt file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        # An empty name is a private database that spills to disk and is gone when it is closed.
+        self._base = sqlite3.connect("", isolation_level=None)
+        self._base.executescript(SCHEMA)
+        self._prompts = file.open("rb")
+
+    def close(self) -> None:
+        """Give the files back."""
+        self._base.close()
+        self._prompts.close()
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    def scan(self) -> Iterator[Malformed]:
+        """Index the file; yields the lines that are malformed."""
+        for bad in self._scan():
+            self._base.execute("insert into malformed (number, why) values (?, ?)", bad)
+            yield bad
+
+    def _scan(self) -> Iterator[Malformed]:
+        self._base.execute("begin")
+        for number, place, raw in _lines(self._prompts):
+            if not raw.strip():
+                continue
+            try:
+                line = _checked(number, raw)
+            except ValueError as error:
+                yield Malformed(number, str(error))
+                continue
+            row = (number, place, len(raw), line["tenant"], line["id"], line.get("session"))
+            try:
+                self._base.execute("insert into line values (?, ?, ?, ?, ?, ?, null)", row)
+            except sqlite3.IntegrityError:
+                yield Malformed(number, f'"id": {line["id"]!r} was used by an earlier line')
+        self._base.execute("commit")
+        self._base.executescript(TENANTS)
+
+    def prompt(self, line: Line) -> Any:
+        """Read a line's prompt."""
+        self._prompts.seek(line.place)
+        return json.loads(self._prompts.read(line.size))["prompt"]
+
+    # --- what is there ------------------------------------------------------------------------------
+
+    def tenants(self) -> Iterator[tuple[str, int]]:
+        """Tenants with unanswered lines, and how many, in the order of their first line."""
+        after = 0
+        while rows := self._base.execute(
+            "select first, name from tenant where first > ? order by first limit ?", (after, PAGE)
+        ).fetchall():
+            after = rows[-1][0]
+            for _, name in rows:
+                (count,) = self._base.execute(
+                    "select count(*) from line where tenant = ? and reply is null", (name,)
+                ).fetchone()
+                if count:
+                    yield name, count
+
+    def unanswered(self, tenant: str) -> Iterator[Line]:
+        """A tenant's unanswered lines, in the order of the file."""
+        after = 0
+        while rows := self._base.execute(
+            "select * from line where tenant = ? and number > ? and reply is null order by number limit ?",
+            (tenant, after, PAGE),
+        ).fetchall():
+            yield from map(Line._make, rows)
+            after = rows[-1][0]
+
+    def counts(self) -> tuple[int, int]:
+        """All good lines, and those that have a reply."""
+        total, answered = self._base.execute("select count(*), count(reply) from line").fetchone()
+        return total, answered
+
+    def untold(self) -> Iterator[Malformed]:
+        """Malformed lines that the file of replies does not speak of yet."""
+        yield from map(
+            Malformed._make, self._base.execute("select number, why from malformed where not told")
+        )
+
+    # --- what was answered ----------------------------------------------------------------------------
+
+    def answered(self, line_id: str, place: int) -> None:
+        """Note where the reply to a line is."""
+        self._base.execute("update line set reply = ? where id = ?", (place, line_id))
+
+    def told(self, number: int) -> None:
+        """Note that the file of replies speaks of a malformed line."""
+        self._base.execute("update malformed set told = 1 where number = ?", (number,))
+
+    def earlier_in_session(self, line: Line) -> list[Line]:
+        """The answered lines of the same session before this one."""
+        rows = self._base.execute(
+            "select * from line where tenant = ? and session = ? and number < ? and reply is not null"
+            " order by number",
+            (line.tenant, line.session, line.number),
+        )
+        return list(map(Line._make, rows))
+
+    def is_last_of_session(self, line: Line) -> bool:
+        """Whether no line of the same session is left to be answered after this one."""
+        row = self._base.execute(
+            "select 1 from line where tenant = ? and session = ? and number > ? and reply is null limit 1",
+            (line.tenant, line.session, line.number),
+        ).fetchone()
+        return row is None
+
+
+class Replies:
+    """The output file: one JSON object a line, in the order in which they came."""
+
+    def __init__(self, path: Path, spool: Spool) -> None:
+        self._path = path
+        path.touch()
+        self._file = path.open("r+b")
+        end = 0
+        for number, place, raw in _lines(self._file):
+            if not raw.endswith(b"\n"):
+                break  # a line cut short when an earlier run was killed
+            end = place + len(raw)
+            try:
+                known = json.loads(raw)
+                if "reply" in known:
+                    spool.answered(known["id"], place)
+                elif known["id"] is None:
+                    spool.told(known["line"])
+            except (ValueError, KeyError, TypeError, sqlite3.Error):
+                self._file.close()
+                raise UsageError(f"--out: line {number} of {path} is not a reply of an earlier run") from None
+        self._file.truncate(end)
+        self._file.seek(end)
+
+    def write(self, record: dict[str, Any]) -> int:
+        """Append a record and return where it is; it is in the file when this returns."""
+        self._file.seek(0, 2)
+        place = self._file.tell()
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        return place
+
+    def read(self, place: int) -> str:
+        """The reply at a place."""
+        self._file.seek(place)
+        return str(json.loads(self._file.readline())["reply"])
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Number, place and bytes of each line; of an overlong one as much as shows that it is."""
+    file.seek(0)
+    number = place = 0
+    while raw := file.readline(MAX_LINE + 1):
+        number += 1
+        yield number, place, raw
+        place += len(raw)
+        while len(raw) > MAX_LINE and not raw.endswith(b"\n"):
+            raw = file.readline(MAX_LINE + 1)
+            place += len(raw)
+
+
+def _checked(number: int, raw: bytes) -> dict[str, Any]:
+    """A line's fields, with its id filled in; ValueError says what is wrong, without showing the prompt."""
+    if len(raw) > MAX_LINE:
+        raise ValueError(f"is longer than {MAX_LINE} bytes")
+    try:
+        line = json.loads(raw)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    if not isinstance(line, dict):
+        raise ValueError('is not an object like {"tenant": …, "prompt": …}')
+    tenant, prompt = line.get("tenant"), line.get("prompt")
+    if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TENANT:
+        raise ValueError(f'"tenant": must be a string of 1 to {MAX_TENANT} characters')
+    if not isinstance(prompt, (str, list)) or not prompt:
+        raise ValueError('"prompt": must be a text or a list of content, and not empty')
+    if not isinstance(line.get("session", ""), str):
+        raise ValueError('"session": must be a string')
+    identity = line.get("id", f"line-{number}")
+    if isinstance(identity, bool) or not isinstance(identity, (str, int)):
+        raise ValueError('"id": must be a string or a whole number')
+    return {**line, "id": str(identity)}
