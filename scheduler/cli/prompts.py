@@ -13,6 +13,7 @@ from rich.console import Console
 
 from agent import Agent, Reply
 from scheduler import Job, Policy, Quota, Rate, Scheduler, SchedulerError, Ticket
+from scheduler.cli.budget import Budget
 from scheduler.cli.screen import Tally, watch
 from scheduler.cli.spool import Line, Replies, Spool
 from scheduler.cli.wiring import Upstream, UsageError
@@ -86,27 +87,6 @@ async def answer_file(upstream: Upstream, options: Options) -> int:
         spool.close()
     tally.summarise(Console(highlight=False), options.out)
     return 130 if errand.stopping else 1 if tally.failed or tally.malformed else 0
-
-
-class Budget:
-    """So many bytes at a time, first come first served; an item above the budget goes alone."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held = 0
-        self._changed = asyncio.Condition()
-
-    async def acquire(self, size: int) -> None:
-        """Wait until there is room."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._held or self._held + size <= self._most)
-            self._held += size
-
-    async def release(self, size: int) -> None:
-        """Give room back."""
-        async with self._changed:
-            self._held -= size
-            self._changed.notify_all()
 
 
 class Turn:

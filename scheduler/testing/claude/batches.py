@@ -1,0 +1,115 @@
+"""A minimal Message Batches API: batches end by themselves after a time, and answer as single requests do."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+from scheduler.testing.claude.errors import ApiError
+from scheduler.testing.claude.messages import require_max_tokens, require_messages
+from scheduler.testing.claude.models import model_class
+from scheduler.testing.claude.prompt import CacheUse, measure
+from scheduler.testing.claude.replies import compose
+from scheduler.testing.claude.simulation import Batch, Simulation
+from scheduler.testing.claude.sse import Answer
+from scheduler.testing.claude.timing import SECOND_NS, rfc3339
+
+BATCH_REQUESTS_MAX = 100_000
+
+
+def create(simulation: Simulation, credential: str, number: int, body: dict[str, Any]) -> dict[str, Any]:
+    """Take a batch in; raises `ApiError`."""
+    requests = body.get("requests")
+    if not isinstance(requests, list) or not 1 <= len(requests) <= BATCH_REQUESTS_MAX:
+        raise ApiError(400, f"requests: from 1 to {BATCH_REQUESTS_MAX} requests are needed")
+    for index, request in enumerate(requests):
+        if not isinstance(request, dict) or not isinstance(request.get("params"), dict):
+            raise ApiError(400, f"requests.{index}.params: Field required")
+        if not isinstance(request.get("custom_id"), str):
+            raise ApiError(400, f"requests.{index}.custom_id: Field required")
+    if len({request["custom_id"] for request in requests}) < len(requests):
+        raise ApiError(400, "requests: every request needs a custom_id of its own")
+    if len(simulation.batches) >= simulation.config.batches_max:
+        raise ApiError(429, "There are too many batches")
+    batch_id = simulation.identifier("msgbatch_", number)
+    batch = Batch(batch_id, credential, requests, simulation.now_ns(), simulation.time.wall_s())
+    simulation.batches[batch_id] = batch
+    return describe(simulation, batch)
+
+
+def find(simulation: Simulation, credential: str, batch_id: str) -> Batch:
+    """Return a batch of this credential; raises `ApiError`."""
+    batch = simulation.batches.get(batch_id)
+    if batch is None or batch.credential != credential:
+        raise ApiError(404, "The batch does not exist")
+    return batch
+
+
+def ended(simulation: Simulation, batch: Batch) -> bool:
+    """Whether a batch has had its time."""
+    return simulation.now_ns() - batch.created_ns >= simulation.config.batch_s * SECOND_NS
+
+
+def cancel(simulation: Simulation, batch: Batch) -> None:
+    """Cancel a batch; one that has ended stays as it is."""
+    batch.cancelled = batch.cancelled or not ended(simulation, batch)
+
+
+def describe(simulation: Simulation, batch: Batch) -> dict[str, Any]:
+    """Return a batch as the API shows it."""
+    over = ended(simulation, batch)
+    counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
+    if not over:
+        counts["processing"] = len(batch.requests)
+    else:
+        for result in results(simulation, batch):
+            counts[result["result"]["type"]] += 1
+    lasts_s = simulation.time.real_ns(simulation.config.batch_s) / SECOND_NS
+    return {
+        "id": batch.id,
+        "type": "message_batch",
+        "processing_status": "ended" if over else "canceling" if batch.cancelled else "in_progress",
+        "request_counts": counts,
+        "created_at": rfc3339(batch.created_wall_s),
+        "expires_at": rfc3339(batch.created_wall_s + 86_400),
+        "ended_at": rfc3339(batch.created_wall_s + lasts_s) if over else None,
+        "cancel_initiated_at": rfc3339(batch.created_wall_s) if batch.cancelled else None,
+        "archived_at": None,
+        "results_url": f"/v1/messages/batches/{batch.id}/results" if over else None,
+    }
+
+
+def results(simulation: Simulation, batch: Batch) -> list[dict[str, Any]]:
+    """Return one result per request of a batch, in their order."""
+    return [
+        {"custom_id": request["custom_id"], "result": _result(simulation, batch, index, request["params"])}
+        for index, request in enumerate(batch.requests)
+    ]
+
+
+def results_lines(simulation: Simulation, batch: Batch) -> bytes:
+    """Return the results as JSON lines; raises `ApiError` before the batch has ended."""
+    if not ended(simulation, batch):
+        raise ApiError(400, "The batch has not ended")
+    return b"".join(json.dumps(result).encode() + b"\n" for result in results(simulation, batch))
+
+
+def _result(simulation: Simulation, batch: Batch, index: int, params: dict[str, Any]) -> dict[str, Any]:
+    if batch.cancelled:
+        return {"type": "canceled"}
+    try:
+        require_messages(params)
+        require_max_tokens(params)
+        if model_class(simulation.config.models, str(params.get("model"))) is None:
+            raise ApiError(404, f"model: {params.get('model')}")
+    except ApiError as error:
+        body = {"type": "error", "error": {"type": error.error_type, "message": error.message}}
+        return {"type": "errored", "error": body}
+    prompt = measure(params, simulation.seed)
+    reply = compose(simulation.config, params, prompt, None, random.Random(prompt.digest))
+    message_id = f"msg_{batch.id}_{index}"
+    answer = Answer("", message_id, params["model"], reply, CacheUse(prompt.tokens, 0, 0))
+    message = answer.message(complete=True)
+    message["usage"]["service_tier"] = "batch"
+    return {"type": "succeeded", "message": message}
