@@ -22,7 +22,18 @@ Amounts = tuple[int, ...]
 class Shape:
     """A quota made ready for arithmetic. Immutable and shared by all accounts with an equal quota."""
 
-    __slots__ = ("concurrency", "limits", "nothing", "one", "one_never", "only", "quota", "scales", "weight")
+    __slots__ = (
+        "concurrency",
+        "limits",
+        "nothing",
+        "one",
+        "one_never",
+        "only",
+        "quota",
+        "scales",
+        "share",
+        "weight",
+    )
 
     def __init__(self, quota: Quota) -> None:
         rates = [(index, name, getattr(quota, name)) for index, name in enumerate(DIMENSIONS)]
@@ -34,6 +45,7 @@ class Shape:
         self.only = self.scales[0] if len(self.scales) == 1 else None
         self.concurrency = UNLIMITED if quota.concurrency is None else quota.concurrency
         self.weight = exact("weight", quota.weight).as_integer_ratio()
+        self.share = self.weight[0] / self.weight[1]
         self.one = self._amounts(ONE)
         self.one_never = self._never(ONE)
         self.nothing = (0,) * len(self.scales)
@@ -68,7 +80,11 @@ def shape_of(quota: Quota) -> Shape:
 
 
 class Account:
-    """The state under one quota: `zeros`, a bucket each; `free`, slots to be had; `hold`, their mean time."""
+    """The state under one quota: `zeros`, a bucket each; `free`, slots to be had.
+
+    `hold` is the mean time in nanoseconds that jobs hold a slot, exponential with weight 1/8. It is learned
+    at gates and for all of the engine; nothing is learned about a tenant, so that it can be forgotten.
+    """
 
     __slots__ = ("free", "hold", "shape", "zeros")
 
@@ -116,19 +132,9 @@ class Account:
         for index, amount in enumerate(amounts):
             self.zeros[index] -= amount
 
-    def release(self, held: int) -> bool:
-        """Free one slot after `held` nanoseconds. True if there was none free before.
-
-        The mean holding time is exponential with weight 1/8, and kept only where slots are limited.
-        """
-        self.free += 1
-        if self.shape.concurrency is not UNLIMITED:
-            self.hold += (held - self.hold) >> 3
-        return self.free == 1
-
-    def slot_wait(self, ahead: int) -> int:
-        """Nanoseconds until a slot is expected with `ahead` jobs before one, by the mean holding time."""
-        return max(SLOT_FLOOR, self.hold * (ahead + 1) // self.shape.concurrency)
+    def slot_wait(self, hold: int, ahead: int) -> int:
+        """Nanoseconds until a slot is expected with `ahead` jobs before one, each holding it for `hold`."""
+        return max(SLOT_FLOOR, hold * (ahead + 1) // self.shape.concurrency)
 
     def full_at(self) -> int:
         """The first whole nanosecond at which every bucket is full."""
@@ -142,7 +148,10 @@ class Account:
 
     def carry(self, zeros: list[int], shape: Shape, now: int) -> list[int]:
         """Buckets of this account in the units of another shape."""
-        old = {index: (scale, zero) for index, scale, zero in zip(self.shape.limits, self.shape.scales, zeros)}
+        old = {
+            index: (scale, zero)
+            for index, scale, zero in zip(self.shape.limits, self.shape.scales, zeros, strict=True)
+        }
         return [
             old[index][0].rescale(old[index][1], now, scale) if index in old else scale.full(now)
             for index, scale in zip(shape.limits, shape.scales, strict=True)
@@ -150,15 +159,14 @@ class Account:
 
 
 class Projection:
-    """An account's buckets run forward, job by job, exactly as grants would charge them."""
+    """An account's buckets run forward from `time`, job by job, exactly as grants would charge them."""
 
-    __slots__ = ("broken", "last", "scales", "time", "zeros")
+    __slots__ = ("last", "scales", "time", "zeros")
 
     def __init__(self, account: Account, time: int) -> None:
         self.scales = account.shape.scales
         self.zeros = list(account.zeros)
         self.time = self.last = time
-        self.broken = False
 
     def start(self, amounts: Amounts) -> int:
         """When the next job of this cost starts, in nanoseconds; the projection moves there."""
@@ -170,11 +178,10 @@ class Projection:
         self.time = time
         return time
 
-    def follow(self, account: Account, slot: int, amounts: Amounts) -> None:
-        """Compare a real grant, about to be charged at `slot`, with the run: it breaks where they part."""
-        if slot != max(self.last, account.ready(amounts)):
-            self.broken = True
-        self.last = slot
+    def follow(self, account: Account, slot: int, amounts: Amounts) -> bool:
+        """Whether a real grant, about to be charged at `slot`, is where the run had it."""
+        expected, self.last = max(self.last, account.ready(amounts)), slot
+        return slot == expected
 
     def peek(self, amounts: Amounts) -> int:
         """When the next job of this cost would start, without moving."""

@@ -33,10 +33,11 @@ class State(Enum):
 class Entry:
     """One job in the engine.
 
-    `key` orders the line: arrival less head start in its high bits, then the sequence, then the call of a run,
-    so that one integer compares like the three. `slot` is the grant's slot time, `promised` the start that was promised,
-    both in nanoseconds. `holder` is the running job whose slot a continuation reuses. `paid` says that the
-    tenant's permits were already charged for a try that the upstream refused.
+    `key` orders the line: arrival less head start in its high bits, then the sequence, then the call of a
+    run, so that one integer compares like the three. `slot` is the grant's slot time, `promised` the start
+    that was promised, both in nanoseconds. `holder` is the running job whose slot a continuation reuses.
+    `paid` says that the tenant's permits were already charged for a try that the upstream refused, `period`
+    in which busy period of the gate the grant made a debt (0: in none).
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Entry:
     refusal: Refusal | None = None
     delayed: frozenset[Cause] = frozenset()
     calls: int = 0
+    period: int = 0
     watched: bool = True
     """Whether anybody can ask why it was late."""
 
@@ -98,6 +100,9 @@ class Entry:
         if not self.key:
             self.key = ((self.arrival - self.head_start << SEQUENCE_BITS) + self.sequence) << RUN_BITS
         return self.key
+
+    def __lt__(self, other: Entry) -> bool:
+        return self.key < other.key
 
     @property
     def reason(self) -> Reason | None:

@@ -1,9 +1,10 @@
 """Start-time fair queueing between the tenants that are backlogged at a gate.
 
-P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queueing: A Scheduling Algorithm for Integrated Services Packet
-Switching Networks", SIGCOMM 1996. A head that becomes eligible gets the start tag ``S = max(V, F)``; the
-smallest S is served, which sets ``V = S`` and the tenant's finish tag ``F = S + cost / weight``. Over any time
-in which two tenants stay backlogged, the services they got per weight differ by at most one largest job each.
+P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queueing: A Scheduling Algorithm for Integrated Services
+Packet Switching Networks", SIGCOMM 1996. A head that becomes eligible gets the start tag ``S = max(V, F)``;
+the smallest S is served, which sets ``V = S`` and the tenant's finish tag ``F = S + cost / weight``. Over any
+time in which two tenants stay backlogged, the services they got per weight differ by at most one largest job
+each.
 
 When nobody waits at the gate a busy period ends: every tag is forgotten, so an idle tenant saves up no credit
 and a tenant with no debt costs no memory. Tags are integers: cost and weight are scaled once.
@@ -28,11 +29,12 @@ def fair_cost(shape: Shape, amounts: Amounts) -> int:
 
 
 class FairOrder:
-    """The tags of one gate: its virtual time and the finish tags of tenants with a debt."""
+    """The tags of one gate: its virtual time, tenants' finish tags, and the number of the busy period."""
 
-    __slots__ = ("finish", "virtual")
+    __slots__ = ("finish", "period", "virtual")
 
     def __init__(self) -> None:
+        self.period = 1
         self.virtual = 0
         self.finish: dict[str, int] = {}
 
@@ -40,24 +42,30 @@ class FairOrder:
         """The start tag of a tenant's head that becomes eligible now."""
         return max(self.virtual, self.finish.get(tenant, 0))
 
-    def serve(self, tenant: str, start: int, step: int) -> None:
-        """Account for a grant with start tag `start` that costs `step`."""
-        self.virtual = max(self.virtual, start)
+    def serve(self, tenant: str, start: int, step: int, reached: int) -> int:
+        """Account for a grant with start tag `start` that costs `step`; virtual time has `reached` this."""
+        self.virtual = max(self.virtual, reached)
         self.finish[tenant] = start + step
+        return self.period
 
-    def correct(self, tenant: str, step: int) -> None:
-        """Add to (or, below 0, take from) the debt of a tenant that still has one."""
-        if tenant in self.finish:
+    def correct(self, tenant: str, step: int, period: int) -> None:
+        """Add to (or, below 0, take from) a tenant's debt for a grant that made it, in that busy period."""
+        if period == self.period and tenant in self.finish:
             self.finish[tenant] = max(0, self.finish[tenant] + step)
 
     def has_debt(self, tenant: str) -> bool:
         """Whether forgetting the tenant would change who is served next."""
         return self.finish.get(tenant, 0) > self.virtual
 
+    def forget(self, tenant: str) -> None:
+        """Forget a tenant that has no debt."""
+        self.finish.pop(tenant, None)
+
     def end_busy_period(self) -> None:
         """Forget every tag."""
         if self.finish:
             self.finish.clear()
+            self.period += 1
         self.virtual = 0
 
 

@@ -13,6 +13,9 @@ from scheduler.core.policy import Cause
 Turn = tuple[int, int, Line]
 """(start tag, key of the head, line): the order in which eligible heads pass."""
 
+NOBODY = 1 << 200
+"""Above every key."""
+
 
 class Gate(Account):
     """The state of one gate.
@@ -22,7 +25,18 @@ class Gate(Account):
     gate's units; `lines` counts the tenants that have a line here, `crowd` sums their weights.
     """
 
-    __slots__ = ("backlog", "crowd", "eligible", "fair", "holding", "late", "lines", "name", "paused_until", "placed")
+    __slots__ = (
+        "backlog",
+        "crowd",
+        "eligible",
+        "fair",
+        "holding",
+        "late",
+        "lines",
+        "name",
+        "paused_until",
+        "placed",
+    )
 
     def __init__(self, name: str, shape: Shape, now: int) -> None:
         super().__init__(shape, now)
@@ -44,6 +58,26 @@ class Gate(Account):
         if head is None or (run is not None and run < head):
             return run
         return head
+
+    def oldest(self) -> int:
+        """The key of the head whose turn it is: of several gates, the one with the oldest goes first."""
+        turn = self.turn(True)
+        return NOBODY if turn is None else turn[1]
+
+    def serve(self, tenant: str, start: int, step: int) -> int:
+        """Account for a grant in fair order; the busy period in which it was made is returned.
+
+        The virtual time does not pass a head that waits for a slot while a continuation, which brings its
+        own, goes before it.
+        """
+        head = self.eligible.first()
+        reached = start if head is None or head[0] > start else head[0]
+        return self.fair.serve(tenant, start, step, reached)
+
+    @property
+    def standing(self) -> int:
+        """How many heads stand here for a slot."""
+        return len(self.eligible.items) - self.eligible.stale
 
     @property
     def backlogged(self) -> bool:

@@ -37,8 +37,9 @@ class Line:
     `front` is the job whose turn is being arranged, `placed` its item in `agenda` (the engine's, while it
     waits for permits of its tenant, or the gate's, once it is eligible). `outside` counts jobs that belong
     to the line but stand outside it: in backoff, or behind another job of their session. `work` sums the
-    waiting jobs' amounts per bucket of the tenant. `tail` remembers how the buckets will stand behind the last
-    job, where that takes a walk. `tightest` is the shortest `max_wait` anybody joined with. `late` says until when a named cause has delayed the line.
+    waiting jobs' amounts per bucket of the tenant. `tail` remembers how the buckets will stand behind the
+    last job, where that takes a walk. `tightest` is the shortest `max_wait` anybody joined with. `late` says
+    until when a named cause has delayed the line.
     """
 
     __slots__ = (
@@ -81,6 +82,14 @@ class Line:
     def empty(self) -> bool:
         """Whether nobody stands in the line or belongs to it."""
         return not self.size and not self.outside and not self.continuations
+
+    def __lt__(self, other: Line) -> bool:
+        return (self.tenant.name, self.gate.name) < (other.tenant.name, other.gate.name)
+
+    @property
+    def parted(self) -> bool:
+        """Whether it depends on a slot whose turn it is: a job's, or a continuation's with a later key."""
+        return bool(self.blocks and self.continuations) and self.head(True) is not self.head(False)
 
     def head(self, slot: bool) -> Entry | None:
         """Whose turn it is, given whether a slot is to be had: continuations bring their own."""
@@ -148,12 +157,14 @@ class Line:
 
     def is_last(self, key: int) -> bool:
         """Whether a job of this key would join at the back."""
+        if self.continuations and key < self.continuations[-1].key:
+            return False
         return not self.blocks or key > self.blocks[-1][-1].key
 
     def ahead(self, key: int) -> int:
         """How many jobs in the line go before one of this key, O(√n) in a long line."""
         runs = bisect_left(self.continuations, key, key=_key) if self.continuations else 0
-        if self.is_last(key):
+        if not self.blocks or key > self.blocks[-1][-1].key:
             return self.size + runs
         index = bisect_left(self.blocks, key, key=_last_key)
         before = sum(map(len, self.blocks[:index]))

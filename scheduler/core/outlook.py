@@ -1,120 +1,143 @@
 """The one formula: when would this job start? Promise, quote, refusal and deadline all come from here.
 
-The promise is exact and about the tenant's own buckets alone. The expectation adds what tenants share: a pause
-to its end, a gate by the work ahead of the job in fair order, slots by their mean holding time.
+The promise is exact and about the tenant's own buckets alone. The expectation adds what tenants share: a
+pause to its end, a gate by the work ahead of the job in fair order, slots by their mean holding time.
 """
 
 from __future__ import annotations
 
-from scheduler.core.account import Account, Amounts, Projection
-from scheduler.core.bucket import Scale
-from scheduler.core.entry import Entry
+from collections.abc import Iterable
+from heapq import merge
+from operator import attrgetter
+from typing import NamedTuple
+
+from scheduler.core.account import SLOT_FLOOR, Account, Projection
+from scheduler.core.entry import Entry, State
 from scheduler.core.fairness import fair_cost
-from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.policy import Outlook, Reason, Refusal
-from scheduler.core.tenant import Echo, Tenant
+from scheduler.core.tenant import Tenant
 
 PAUSE_STEP = 1_000_000
 """Nanoseconds between callers refused by a pause, so that they do not come back together."""
 
+ECHO_LEAST = 16
+"""Refused callers that are told apart exactly even where the line is shorter than that."""
 
-def settled(account: Account, now: int) -> list[int]:
-    """The account's buckets at `now`, with what lies above the burst clipped off."""
-    return [max(zero, scale.full(now)) for scale, zero in zip(account.shape.scales, account.zeros, strict=True)]
-
-
-def line_end(tenant: Tenant, line: Line | None, now: int) -> tuple[list[int], int]:
-    """The tenant's buckets behind everything in its line, and the start of the last job there."""
-    only = tenant.shape.only
-    if only is not None:
-        zero, full = tenant.zeros[0], only.p * now - only.capacity
-        return [(zero if zero > full else full) + (0 if line is None else line.work[0])], now
-    zeros = settled(tenant, now)
-    if line is None:
-        return zeros, now
-    if line.tail is None or line.placed is None or line.agenda in (line.gate.eligible, line.gate.holding):
-        line.tail = Projection(tenant, now)
-        for entry in line:
-            line.tail.start(owed(tenant, entry))
-    return list(line.tail.zeros), line.tail.time
+_key = attrgetter("key")
 
 
-def line_part(tenant: Tenant, line: Line, key: int, now: int) -> tuple[list[int], int]:
-    """The same behind those that go before `key`: a walk over them."""
-    run = Projection(tenant, now)
-    for entry in line:
+def in_order(tenant: Tenant) -> Iterable[Entry]:
+    """A tenant's jobs in line, at whatever gate, in the order in which its permits go to them."""
+    lines = list(tenant.lines.values())
+    return lines[0] if len(lines) == 1 else merge(*lines, key=_key)
+
+
+def run_to(tenant: Tenant, key: int, begin: int, now: int) -> Projection:
+    """The tenant's buckets run from `begin` on behind all its jobs in line that go before `key`."""
+    run, only, lines = Projection(tenant, begin), tenant.shape.only, tenant.lines
+    if not lines or not run.zeros:
+        return run
+    if all(line.is_last(key) for line in lines.values()):
+        if only is not None:
+            work = sum(line.work[0] for line in lines.values())
+            run.zeros[0] = max(run.zeros[0], only.full(begin)) + work
+            return run
+        if len(lines) == 1 and begin == now:
+            (line,) = lines.values()
+            tail = _tail(line, now)
+            run.zeros, run.time = list(tail.zeros), tail.time
+            return run
+    for entry in in_order(tenant):
         if entry.key >= key:
             break
-        run.start(owed(tenant, entry))
-    return [max(zero, scale.full(now)) for scale, zero in zip(run.scales, run.zeros, strict=True)], run.time
+        if not entry.paid:
+            run.start(tenant.shape.amounts(entry.cost))
+    return run
 
 
-def owed(tenant: Tenant, entry: Entry) -> Amounts:
-    """What a waiting job will be charged; nothing if a refused try was charged already."""
-    amounts = tenant.shape.amounts(entry.cost)
-    return tenant.shape.nothing if entry.paid else amounts
+def _tail(line: Line, now: int) -> Projection:
+    """How the buckets will stand behind the last job: remembered while all goes as foreseen."""
+    at_gate = line.placed is None or line.agenda in (line.gate.eligible, line.gate.holding)
+    if line.tail is None or at_gate:
+        line.tail = Projection(line.tenant, now)
+        for entry in line:
+            if not entry.paid:
+                line.tail.start(line.tenant.shape.amounts(entry.cost))
+    return line.tail
 
 
-def own_start(scales: tuple[Scale, ...], zeros: list[int], amounts: Amounts, time: int) -> int:
-    """When buckets in this state afford the amounts, not before `time`."""
-    if len(scales) == 1:
-        return max(time, -(-(zeros[0] + amounts[0]) // scales[0].p))
-    return max(time, max(map(Scale.ready, scales, zeros, amounts), default=0))
+class Ahead(NamedTuple):
+    """How many jobs there are before one."""
+
+    position: int
+    """In its line."""
+    everyone: int
+    """That wait, of all tenants."""
+    session: int
+    """Of its session, the running one included, if that is what it waits for."""
 
 
-def expect(entry: Entry, now: int, start: int, root: Account, position: int, everyone: int) -> Outlook:
-    """Add what is shared to the start that the tenant's own buckets allow."""
-    tenant, gate = entry.tenant, entry.gate
-    own, binds = start, Reason.STRICT
-    if gate.paused_until > start:
-        start, binds = gate.paused_until, Reason.PAUSE
-    if gate.zeros:
-        shared = _gate_start(entry, now)
+def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ahead) -> Outlook:
+    """Add what is shared to `own`, the start that the tenant's own buckets allow.
+
+    `late` is that start if nobody passes the gate before the end of its pause.
+    """
+    tenant, gate, position = entry.tenant, entry.gate, ahead.position
+    start, binds = (late, Reason.PAUSE) if late > own else (own, Reason.STRICT)
+    if gate.zeros or gate.placed is not None:
+        shared = _gate_start(entry, now, position)
         if shared > start:
             start, binds = shared, Reason.GATE
-    if entry.holder is None and not (tenant.has_slot and gate.has_slot and root.has_slot):
-        waits = ((tenant, position), (gate, _standing(gate)), (root, everyone))
-        slot = max((now + who.slot_wait(ahead) for who, ahead in waits if not who.has_slot), default=0)
-        if slot > start:
-            start, binds = slot, Reason.SLOT
+    if entry.holder is None:
+        wait = max(SLOT_FLOOR, gate.hold * ahead.session) if ahead.session else 0
+        if tenant.free <= 0:
+            wait = max(wait, tenant.slot_wait(gate.hold, position))
+        if gate.free <= 0:
+            wait = max(wait, gate.slot_wait(gate.hold, gate.standing))
+        if root.free <= 0:
+            wait = max(wait, root.slot_wait(root.hold, ahead.everyone))
+        if now + wait > start:
+            start, binds = now + wait, Reason.SLOT
     return Outlook(position, own, start, binds)
 
 
-def _standing(gate: Gate) -> int:
-    return len(gate.eligible.items) - gate.eligible.stale
-
-
-def _gate_start(entry: Entry, now: int) -> int:
+def _gate_start(entry: Entry, now: int, position: int) -> int:
     """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share."""
     tenant, gate = entry.tenant, entry.gate
-    weight = tenant.shape.quota.weight
-    line = tenant.lines.get(gate.name)
-    rivals = gate.crowd + (0 if line is not None else weight)
-    length = 0 if line is None else line.length
-    latest = 0
-    amounts = gate.shape.amounts(entry.cost)
+    in_line = entry.state is State.WAITING and not entry.outside
+    member = gate.name in tenant.lines
+    alone = gate.lines == member
+    rivals = gate.crowd + (0 if member else tenant.shape.share)
+    latest = now if gate.placed is None else gate.placed[0]
+    begin = max(now, gate.paused_until)
     for scale, zero, backlog, amount in zip(
-        gate.shape.scales, settled(gate, now), gate.backlog, amounts, strict=True
+        gate.shape.scales, gate.zeros, gate.backlog, gate.shape.amounts(entry.cost), strict=True
     ):
-        share = int((length + 1) * amount * rivals / weight)
-        latest = max(latest, scale.ready(zero, min(backlog + amount, max(amount, share))))
+        work = backlog if in_line else backlog + amount
+        if not alone:
+            work = min(work, max(amount, int((position + 1) * amount * rivals / tenant.shape.share)))
+        latest = max(latest, scale.ready(max(zero, scale.full(begin)), work))
     return latest
 
 
-def refuse(entry: Entry, now: int, zeros: list[int], outlook: Outlook, reason: Reason, root: Account) -> Refusal:
-    """Refuse with the time at which this caller would be expected to start, behind those refused before it."""
-    tenant = entry.tenant
-    if tenant.echo is None:
-        tenant.echo = Echo(len(tenant.zeros))
-    bound = max(1, entry.policy.max_queue)
+def refuse(
+    entry: Entry, now: int, run: Projection, outlook: Outlook, reason: Reason, root: Account
+) -> Refusal:
+    """Refuse with the time at which this caller would be expected to start, behind those refused before it.
+
+    `run` is the tenant's buckets behind all that goes before the caller.
+    """
+    tenant, gate = entry.tenant, entry.gate
+    step = 1
+    if outlook.binds is Reason.PAUSE:
+        step = PAUSE_STEP
+    elif outlook.binds is Reason.SLOT:
+        step = max(PAUSE_STEP, root.hold // root.shape.concurrency)
+    elif outlook.binds is Reason.GATE:
+        step = fair_cost(gate.shape, gate.shape.amounts(entry.cost))
+    bound = max(ECHO_LEAST, entry.policy.max_queue)
+    least = max(outlook.expected, now + 1)
     amounts = tenant.shape.amounts(entry.cost)
-    behind = tenant.echo.queue(zeros, amounts, bound)
-    own = own_start(tenant.shape.scales, behind, tenant.shape.nothing, outlook.promised)
-    if own <= now or outlook.expected > own:
-        step = {
-            Reason.PAUSE: PAUSE_STEP,
-            Reason.SLOT: max(PAUSE_STEP, root.hold // root.shape.concurrency),
-        }.get(outlook.binds, fair_cost(entry.gate.shape, entry.gate.shape.amounts(entry.cost)))
-        own = tenant.echo.after(max(outlook.expected, now + 1), step, bound)
-    return Refusal(reason, own - now)
+    start = tenant.echo(gate.name, now).queue(run, amounts, least, step, bound, now)
+    return Refusal(reason, start - now)

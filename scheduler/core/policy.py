@@ -19,7 +19,7 @@ class Reason(StrEnum):
     PAUSE = "pause"
     """No waiting allowed, and the gate is paused."""
     SLOT = "slot"
-    """No waiting allowed, and as many jobs run as may."""
+    """No waiting allowed, and as many jobs run as may: of all, of the gate, the tenant or the session."""
     MAX_WAIT = "max_wait"
     """The expected wait is longer than the policy allows."""
     QUEUE_FULL = "queue_full"
@@ -95,12 +95,14 @@ class Refusal(NamedTuple):
 
 
 def decide(
-    outlook: Outlook, arrival: int, max_wait: int | None, max_queue: int, deadline: int | None
+    outlook: Outlook, arrival: int, max_wait: int | None, full: bool, deadline: int | None
 ) -> Reason | None:
-    """Judge a job that cannot start at once: None to let it wait, else why not."""
+    """Judge a job that cannot start at once: None to let it wait, else why not. `full`: the line is."""
+    if deadline is not None and deadline <= arrival:
+        return Reason.DEADLINE
     if max_wait == 0:
         return outlook.binds
-    if outlook.position >= max_queue:
+    if full:
         return Reason.QUEUE_FULL
     if deadline is not None and outlook.expected >= deadline:
         return Reason.DEADLINE

@@ -118,7 +118,7 @@ def full_burst(name: str, rate: Rate) -> int:
     """The burst of a rate where it is used. Raises ValueError if a default makes it too large to keep."""
     if rate.burst is not None:
         return rate.burst
-    burst = 1 if name == "requests" else math.ceil(max(1, rate.per_second * 60))
+    burst = 1 if name == "requests" else max(1, math.ceil(rate.per_second * 60))
     if rate.per_nanosecond[1] * burst >= WORD:
         raise ValueError(f"{name}: {rate!r} does not fit 64-bit arithmetic with its burst of {burst}")
     return burst

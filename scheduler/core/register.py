@@ -1,4 +1,4 @@
-"""The state of an engine, and the tenants in it: made at first sight, forgotten when they no longer matter."""
+"""The state of an engine, and the tenants in it: made at first sight, forgotten when they matter no more."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from scheduler.core.account import Account, shape_of
 from scheduler.core.agenda import Agenda
 from scheduler.core.entry import Entry
 from scheduler.core.gate import Gate
+from scheduler.core.line import Line
 from scheduler.core.quota import Quota
 from scheduler.core.tenant import Tenant
 
 FADE_STEP = 1 << 30
 """Nanoseconds: tenants are looked over for forgetting in batches about a second apart."""
 
-RETURN, HEAD, GATE, EXPIRE, FADE = range(5)
+RETURN, HEAD, GATE, BEHIND, EXPIRE, FADE = range(6)
 """Kinds of events, in the order in which they are processed when they fall on the same nanosecond: whoever
-becomes eligible does so before a gate chooses, and a job may still start at the very end of its deadline."""
+becomes eligible does so before a gate chooses; a head that leaves its permits to an older one of its tenant
+at another gate comes after that choice; and a job may still start at the very end of its deadline."""
 
 Event = tuple[int, int, int, Any]
 """(time, kind, key, owner)."""
@@ -28,7 +30,8 @@ class Register:
 
     `events` is everything that will happen by itself, `touched` the gates that have to look who may pass,
     `moved` the jobs whose state changed and whose callers must be told, in that order. `root` holds the
-    scheduler's own slots. `sessions` has, for each session with a job in line or running, the jobs behind it.
+    scheduler's own slots. `sessions` has, for each session with a job in line or running, the jobs behind it,
+    `runs` the lines in which continuations wait.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Register:
         self.gates = {name: Gate(name, shape_of(quota), now) for name, quota in gates.items()}
         self.root = Account(shape_of(Quota(concurrency=max_running)), now)
         self.sessions: dict[tuple[str, str], list[Entry]] = {}
+        self.runs: dict[Line, None] = {}
         self.events: Agenda[Event] = Agenda()
         self.touched: dict[Gate, None] = {}
         self.moved: list[Entry] = []
@@ -58,20 +62,20 @@ class Register:
         return tenant
 
     def _fade(self, tenant: Tenant, now: int) -> None:
-        """Arrange for an idle tenant to be looked over once its buckets are full."""
+        """Arrange for an idle tenant to be looked over once its buckets are full and its echo has passed."""
         if tenant.placed is None:
-            full = max(now, tenant.full_at())
+            idle = max(now, tenant.idle_at())
             self.sequence += 1
-            self.events.put(((full // FADE_STEP + 1) * FADE_STEP, FADE, self.sequence, tenant))
+            self.events.put(((idle // FADE_STEP + 1) * FADE_STEP, FADE, self.sequence, tenant))
 
     def _forget(self, tenant: Tenant, time: int) -> None:
         """Forget a tenant whose absence would change no decision; look again later if one still would."""
-        if tenant.lines or tenant.running or tenant.override:
+        if tenant.lines or tenant.running or tenant.override or self.tenants.get(tenant.name) is not tenant:
             return
-        echo = tenant.echo
-        passed = echo is None or echo.passed(tenant.shape.scales, time)
-        if passed and tenant.full_at() <= time and not self._owes(tenant):
+        if tenant.idle_at() <= time and not self._owes(tenant):
             del self.tenants[tenant.name]
+            for gate in self.gates.values():
+                gate.fair.forget(tenant.name)
             if 4 * len(self.tenants) < self.most_tenants:
                 # A dict does not give memory back when entries go; copying it does.
                 self.tenants = dict(self.tenants)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scheduler.core.account import Account, Amounts, Shape
+from scheduler.core.account import Account, Amounts, Projection, Shape
 from scheduler.core.bucket import Scale
 from scheduler.core.line import Line
 
@@ -15,62 +15,75 @@ GOLDEN = 11400714819323198485
 class Tenant(Account):
     """The state of one tenant.
 
-    `lines` by gate name, only while somebody waits. `echo` is None until somebody was refused. `override`
-    marks a quota that was set by hand and must not be forgotten.
+    `lines` by gate name, only while somebody waits. `echoes` by gate name too, None until somebody was
+    refused. `override` marks a quota that was set by hand and must not be forgotten.
     """
 
-    __slots__ = ("echo", "lines", "name", "override", "placed")
+    __slots__ = ("echoes", "lines", "name", "override", "placed")
 
     def __init__(self, name: str, shape: Shape, now: int) -> None:
         super().__init__(shape, now)
         self.name = name
         self.lines: dict[str, Line] = {}
-        self.echo: Echo | None = None
+        self.echoes: dict[str, Echo] | None = None
         self.override = False
         self.placed: tuple[Any, ...] | None = None
+
+    def echo(self, gate_name: str, now: int) -> Echo:
+        """The echo of those refused at a gate; a new one when all of them have passed."""
+        if self.echoes is None:
+            self.echoes = {}
+        echo = self.echoes.get(gate_name)
+        if echo is None or echo.passed_at(self.shape.scales) <= now:
+            echo = self.echoes[gate_name] = Echo(self.zeros, now)
+        return echo
+
+    def idle_at(self) -> int:
+        """The first whole nanosecond at which every bucket is full and every echo has passed."""
+        passed = [echo.passed_at(self.shape.scales) for echo in (self.echoes or {}).values()]
+        return max(self.full_at(), *passed) if passed else self.full_at()
+
+    def forget_tails(self) -> None:
+        """Forget how the buckets would stand behind the lines: something came between."""
+        for line in self.lines.values():
+            line.tail = None
 
 
 class Echo:
     """Refused callers as phantoms in line, in O(1).
 
     A phantom holds no permit and delays nobody; it only makes the next refusal's time later, so that callers
-    refused one after another come back one after another. `zeros` are the tenant's buckets as they would be
-    had the phantoms queued; they pass by themselves as time goes on. `time` does the same for refusals by a
-    gate, a pause or a slot. `count` spreads the times inside the bound once it is reached.
+    refused one after another come back one after another. `zeros` and `time` are the tenant's buckets and the
+    last start as they would be had the phantoms queued; they pass by themselves as time goes on. `last` is
+    the time given last. `count` spreads the times inside the bound once it is reached.
     """
 
-    __slots__ = ("count", "time", "zeros")
+    __slots__ = ("count", "last", "time", "zeros")
 
-    def __init__(self, buckets: int) -> None:
-        self.zeros = [0] * buckets
-        self.time = 0
+    def __init__(self, zeros: list[int], now: int) -> None:
+        self.zeros = list(zeros)
+        self.time = self.last = now
         self.count = 0
 
-    def queue(self, zeros: list[int], amounts: Amounts, bound: int) -> list[int]:
-        """Put one more phantom behind `zeros` (everything real); at most `bound` times its cost behind it."""
-        spread = []
-        for zero, amount, phantom in zip(zeros, amounts, self.zeros, strict=True):
-            room = bound * amount
-            behind = max(0, phantom - zero) + amount
-            if behind > room > 0:
-                behind = self._inside(amount, room)
-            spread.append(zero + behind)
-        self.zeros = [max(old, new) for old, new in zip(self.zeros, spread, strict=True)]
-        return spread
+    def queue(self, run: Projection, amounts: Amounts, least: int, step: int, bound: int, now: int) -> int:
+        """When one more phantom behind everything real (`run`) and all others would start.
 
-    def after(self, time: int, step: int, bound: int) -> int:
-        """The time of one more phantom behind `time`, `step` nanoseconds after the last."""
-        behind = max(0, self.time + step - time)
-        if behind > bound * step:
-            behind = self._inside(step, bound * step)
-        self.time = max(self.time, time + behind)
-        return time + behind
+        `least` is when it would start without the others, `step` the time between two of them where the
+        tenant's own buckets do not tell. No more than `bound` of them stand behind one another.
+        """
+        interval = max((-(-a // scale.p) for scale, a in zip(run.scales, amounts, strict=True)), default=0)
+        run.zeros = list(map(max, run.zeros, self.zeros))
+        run.time = max(run.time, self.time)
+        start = max(run.start(amounts), least)
+        if self.last > now:
+            start = max(start, self.last + step)
+        room = bound * max(interval, step)
+        if start - least > room:
+            self.count += 1
+            return least + 1 + (self.count * GOLDEN % (1 << 64)) * room // (1 << 64)
+        self.zeros, self.time, self.last = run.zeros, run.time, start
+        return start
 
-    def passed(self, scales: tuple[Scale, ...], now: int) -> bool:
-        """Whether no refused caller would still be in line."""
-        return self.time <= now and all(map(lambda scale, zero: scale.full_at(zero) <= now, scales, self.zeros))
-
-    def _inside(self, least: int, room: int) -> int:
-        """A place within the bound that no recent caller was given."""
-        self.count += 1
-        return least + (self.count * GOLDEN % (1 << 64)) * (room - least) // (1 << 64)
+    def passed_at(self, scales: tuple[Scale, ...]) -> int:
+        """The first whole nanosecond at which no refused caller would still be in line."""
+        return max(self.time, self.last, *map(Scale.full_at, scales, self.zeros))

@@ -226,7 +226,7 @@ class Ticket:
         """
         grant = self.job.grant
         expected = grant.scheduler.outlook(grant).expected
-        return (expected - grant.arrival) / NS if expected >= grant.arrival else self.wait
+        return (expected - grant.arrival) / NS if expected > grant.arrival else self.wait
 
     @property
     def delayed_by(self) -> frozenset[Cause]:

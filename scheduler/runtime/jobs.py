@@ -167,6 +167,7 @@ class Jobs(Turns):
             try:
                 if job.stopped is not None or self._cancelling:
                     grant.usage = NOTHING
+                    job.attempt -= 1  # it will not begin
                     self._explain(job, job.stopped or "closed", "")
                 steps = stepwise(self._handler(job))
                 try:

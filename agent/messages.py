@@ -1,0 +1,61 @@
+"""What hooks and callers see: messages, replies and tool calls. Values whose texts stay out of any repr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler import Usage
+from scheduler.upstreams.claude import Message as ClaudeMessage
+
+Prompt = str | list[dict[str, Any]]
+"""A text, or a list of Messages-API content blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Message:
+    """One request that is about to be sent, or was.
+
+    `prompt` is what it adds to the conversation: the caller's prompt in turn 1 of a run, the results of the
+    tools in later turns. `session_id` is None for a job that has no session, `job_id` for a run that did not
+    come through a scheduler. `user` and `metadata` are the session's.
+    """
+
+    tenant: str
+    prompt: Prompt = field(repr=False)
+    model: str
+    turn: int
+    session_id: str | None = None
+    job_id: str | None = None
+    user: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reply:
+    """An answer. `run`, `stream` and jobs give the last one of a run, after-hooks get each one.
+
+    `text` is its text, `message` all of it as the SDK's `Message`. `usage` is the whole run's for a caller,
+    and that one message's for a hook. `turns` counts the run's messages up to this one.
+    """
+
+    text: str = field(repr=False)
+    message: ClaudeMessage = field(repr=False)
+    usage: Usage
+    model: str
+    session_id: str | None
+    turns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ToolCall:
+    """A tool that the model wants to be called, before it is. `turn` is that of the message which asked."""
+
+    id: str
+    name: str
+    input: Mapping[str, Any] = field(repr=False)
+    tenant: str
+    turn: int
+    session_id: str | None = None
+    job_id: str | None = None

@@ -1,0 +1,14 @@
+"""All cases, in the order of the tables."""
+
+from __future__ import annotations
+
+from benchmarks.cases import behaviour, cancelled, growth, many_tenants, memory, nobody_waits, queued
+from benchmarks.cases.base import Case, Column
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for module in (nobody_waits, queued, many_tenants, memory, cancelled, growth, behaviour)
+    for case in module.CASES
+}
+
+__all__ = ["CASES", "Case", "Column"]

@@ -1,0 +1,140 @@
+"""P6: does a grant cost more when there are more tenants, or more waiting jobs? The engine alone.
+
+The collector is frozen and off in here: a full collection walks all objects of the population, which is a
+property of the interpreter and of its thresholds, not of the engine, and it would hide what is asked.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from time import thread_time_ns
+
+from benchmarks.cases.base import Case, Column
+from benchmarks.cases.queued import LONG
+from benchmarks.measure import NS, Row
+from scheduler.core.engine import Engine
+from scheduler.core.entry import Entry, State
+from scheduler.core.policy import Policy
+from scheduler.core.quota import Quota, Rate
+
+TOTAL = 10_000
+"""Grants per second of virtual time, over all tenants together, whatever their number."""
+
+BATCH = 20
+"""Grants per step of the clock: 2 ms."""
+
+ENOUGH = 1 << 40
+SIZES = tuple(10**power for power in range(2, 7))
+POLICY = Policy(max_wait=None, max_queue=ENOUGH)
+
+
+class Population:
+    """Tenants with waiting jobs, in a steady state: whoever is granted is settled and offered anew."""
+
+    def __init__(self, tenants: int, jobs: int, gated: bool) -> None:
+        # Without a gate the tenants' own rates bind; with one they are ten times what the gate lets through.
+        own = Quota(Rate(TOTAL * (10 if gated else 1), per=tenants))
+        gate = Quota(Rate(TOTAL)) if gated else Quota()
+        self.engine = Engine(0, lambda _: own, {"": gate}, ENOUGH)
+        self.engine.max_waiting = ENOUGH
+        self.now = 0
+        self.grants = self.granting = self.offering = 0
+        self._fill([f"tenant-{number}" for number in range(tenants)], jobs // tenants, spread=not gated)
+
+    def _fill(self, tenants: list[str], each: int, spread: bool) -> None:
+        """One job more than may wait, per tenant; spread, so that in the steady state no two are due at once."""
+        for tenant in tenants:
+            for _ in range(each + 1):
+                self._offer(tenant)
+            self._take()
+            self.now += NS // TOTAL if spread else 0
+
+    def _offer(self, tenant: str) -> None:
+        entry = Entry(POLICY)
+        self.engine.offer(self.now, tenant, "", entry)
+        if entry.state is State.RUNNING:
+            self.engine.settle(self.now, entry)
+
+    def _take(self) -> list[Entry]:
+        moved, self.engine.moved = self.engine.moved, []
+        for entry in moved:
+            self.engine.settle(self.now, entry)
+        return moved
+
+    def step(self) -> None:
+        """Let time pass, settle what was granted, and offer as much again."""
+        engine = self.engine
+        self.now += BATCH * NS // TOTAL
+        begin = thread_time_ns()
+        engine.advance(self.now)
+        moved = self._take()
+        middle = thread_time_ns()
+        for entry in moved:
+            engine.offer(self.now, entry.tenant.name, "", Entry(POLICY))
+        end = thread_time_ns()
+        self.grants += len(moved)
+        self.granting += middle - begin
+        self.offering += end - middle
+
+
+def grow(shape: Callable[[int], tuple[int, int]], gated: bool, size: str, quick: bool) -> Row:
+    """CPU per grant and per offer in a population of this size."""
+    tenants, jobs = shape(min(int(size.replace(",", "")), 1000 if quick else ENOUGH))
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    population = Population(tenants, jobs, gated)
+    steps = (100 if quick else 40_000) // BATCH
+    for _ in range(steps // 4):
+        population.step()
+    population.grants = population.granting = population.offering = 0
+    for _ in range(steps):
+        population.step()
+    gc.enable()
+    return {
+        "grant_us": population.granting / 1000 / max(1, population.grants),
+        "offer_us": population.offering / 1000 / max(1, population.grants),
+        "grants": population.grants,
+        "waiting": population.engine.waiting,
+    }
+
+
+def by_tenants(size: int) -> tuple[int, int]:
+    """So many tenants, two waiting jobs each."""
+    return size, 2 * size
+
+
+def by_jobs(size: int) -> tuple[int, int]:
+    """So many waiting jobs, of one tenant."""
+    return 1, size
+
+
+COLUMNS = (
+    Column("grant_us", "CPU per grant and settle, µs", ".2f"),
+    Column("offer_us", "CPU per offer, µs", ".2f"),
+    Column("waiting", "waiting"),
+    Column("grants", "grants measured"),
+)
+
+CASES = (
+    *(
+        Case(
+            name=f"growth-{axis}{'-gate' if gated else ''}",
+            target="P6",
+            title=f"The engine alone, {what}, {'behind a shared gate' if gated else 'without a gate'}",
+            measure=partial(grow, shape, gated),
+            judged=tuple(f"{size:,}" for size in SIZES),
+            columns=COLUMNS,
+            note="10,000 grants per second of virtual time in all, 20 per step; whoever is granted is settled "
+            "and offered anew. The collector is frozen and off.",
+        )
+        for axis, what, shape in (
+            ("tenants", "by tenants with two waiting jobs each", by_tenants),
+            ("jobs", "by waiting jobs of one tenant", by_jobs),
+        )
+        for gated in (False, True)
+    ),
+    LONG,
+)

@@ -1,0 +1,145 @@
+"""P3: many tenants, each with a line. What does a release cost, and does it come on time?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from benchmarks.cases.base import Case, Column
+from benchmarks.cases.nobody_waits import names
+from benchmarks.cases.queued import Start, finish
+from benchmarks.measure import NS, Log, Row, cpu, errors, milliseconds, now, percentile
+from benchmarks.subjects import OFF, opened
+from benchmarks.subjects.base import Load, Subject
+
+SETTLING = NS // 5
+"""Nanoseconds after the set-up in which slots are not judged: its backlog is still being worked off."""
+
+
+async def releases(subject: Subject, tenants: list[str], each: int) -> Row:
+    """CPU per release of `each` waiters per tenant, tasks included; all buckets are empty at the start."""
+    log: Log = []
+    for tenant in tenants:
+        await subject.one(tenant, log, 0)
+    log.clear()
+    begin, started, loop = cpu(), now(), asyncio.get_running_loop()
+    tasks = [loop.create_task(subject.one(tenant, log, n)) for n in range(each) for tenant in tenants]
+    await finish(tasks, 12.0)
+    count = len(log)
+    return {
+        "cpu_us": (cpu() - begin) / 1000 / max(1, count),
+        "seconds": (now() - started) / NS,
+        "released": count,
+        "expected": len(tasks),
+    }
+
+
+def thousand(name: str, quick: bool) -> Row:
+    """1,000 tenants × 20 waiters at 20/s each: 20,000 releases in a second."""
+    tenants, each = (10, 2) if quick else (1000, 20)
+    load = Load(names(tenants), rate=20)
+
+    async def main() -> Row:
+        async with opened(name, load) as subject:
+            return await releases(subject, list(load.tenants), each)
+
+    return asyncio.run(main())
+
+
+async def crowd(subject: Subject, load: Load, each: int, cap: float) -> Row:
+    """CPU and slot errors of `each` waiters per tenant, who come round by round.
+
+    A tenant's schedule starts when its first caller asks. Only slots that are due some time after everybody
+    has asked are judged: before, the set-up itself keeps the loop busy.
+    """
+    tenants = list(load.tenants)
+    logs: list[Log] = [[] for _ in tenants]
+    starts = [Start() for _ in tenants]
+    begin, created, loop = cpu(), now(), asyncio.get_running_loop()
+    tasks: list[asyncio.Task[None]] = []
+    for number in range(each):
+        for tenant, log, start in zip(tenants, logs, starts, strict=True):
+            work = subject.one(tenant, log, number)
+            tasks.append(loop.create_task(work if number else start.first(work)))
+        await asyncio.sleep(0)
+    asked, setup = now(), cpu() - begin
+    await finish(tasks, cap)
+    used = cpu() - begin
+    late = [
+        error
+        for tenant, log, start in zip(tenants, logs, starts, strict=True)
+        for error in errors([time for time, _ in log], start.time, load.rate_of(tenant), 1, asked + SETTLING)
+    ]
+    count = sum(map(len, logs))
+    return {
+        "setup_s": (asked - created) / NS,
+        "setup_cpu_s": setup / NS,
+        "cpu_s": used / NS,
+        "cpu_us": used / 1000 / max(1, count),
+        "p50_ms": milliseconds(percentile(late, 0.5)),
+        "p99_ms": milliseconds(percentile(late, 0.99)),
+        "max_ms": milliseconds(max(late, default=None)),
+        "released": count,
+        "expected": len(tasks),
+    }
+
+
+def one_to_five(scale: int) -> Callable[[str], int]:
+    """Rates of 1 to 5 permits a second, by the tenant's number."""
+    return lambda tenant: scale * (1 + int(tenant.rpartition("-")[2]) % 5)
+
+
+def ten_thousand(name: str, quick: bool) -> Row:
+    """10,000 tenants × 10 waiters at 1 to 5/s."""
+    load = Load(names(10 if quick else 10_000), rate=one_to_five(2 if quick else 1))
+
+    async def main() -> Row:
+        async with opened(name, load) as subject:
+            return await crowd(subject, load, 3 if quick else 10, 2.0 if quick else 15.0)
+
+    return asyncio.run(main())
+
+
+THOUSAND = Case(
+    name="release-cpu",
+    target="P3",
+    title="1,000 tenants × 20 waiters at 20/s each: CPU per queued release, its task included",
+    measure=thousand,
+    judged=("waitline", "ideal", "aiolimiter", "asynciolimiter Limiter"),
+    beside=(
+        "waitline submit",
+        "ideal submit",
+        "asynciolimiter leaky",
+        "pyrate-limiter, buffer 0",
+        "throttled-py GCRA",
+        "queue + worker task",
+    ),
+    columns=(
+        Column("cpu_us", "CPU per release, µs", ".2f"),
+        Column("seconds", "seconds (the schedule is 1)", ".3f"),
+        Column("released", "released"),
+    ),
+    note="The collector is on.",
+)
+
+TEN_THOUSAND = Case(
+    name="crowd",
+    target="P3",
+    title="10,000 tenants × 10 waiters at 1 to 5/s: 100,000 waiters",
+    measure=ten_thousand,
+    judged=("waitline", "ideal", "aiolimiter", "asynciolimiter Limiter"),
+    beside=("waitline" + OFF, "ideal" + OFF, "asynciolimiter leaky", "queue + worker task"),
+    columns=(
+        Column("cpu_us", "CPU per release, µs", ".2f"),
+        Column("cpu_s", "CPU, s", ".2f"),
+        Column("setup_s", "set-up, s", ".2f"),
+        Column("p50_ms", "slot error p50, ms", ".1f"),
+        Column("p99_ms", "p99, ms", ".1f"),
+        Column("max_ms", "max, ms", ".0f"),
+        Column("released", "released"),
+    ),
+    note="The collector is on, but for the rows that say otherwise: full collections over 100,000 waiters are "
+    "the greater part of the p99 of whoever is punctual.",
+)
+
+CASES = (THOUSAND, TEN_THOUSAND)

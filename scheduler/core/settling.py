@@ -1,0 +1,124 @@
+"""After the grant: settle, withdraw, retry. What was charged gives way to what was used."""
+
+from __future__ import annotations
+
+from scheduler.core.changes import Changes
+from scheduler.core.entry import Entry, State
+from scheduler.core.fairness import fair_cost, weighted
+from scheduler.core.policy import Cause, Reason, Refusal
+from scheduler.core.quota import Cost, Usage
+from scheduler.core.register import RETURN
+
+NOTHING = Usage(0, 0, 0)
+
+
+class Settling(Changes):
+    """How jobs end, or go back to their line."""
+
+    def settle(self, now: int, entry: Entry, usage: Usage | None = None) -> None:
+        """End a grant: real usage replaces the estimate (None: the estimate was right), the slot is freed."""
+        events = self.events.items
+        if events and events[0][0] <= now:
+            self._advance(now)
+        if entry.state is not State.RUNNING:
+            return
+        if usage is not None:
+            self._correct(entry, usage, now)
+        if self.waiting or entry.holder is not None or entry.session is not None:
+            self._end(entry, State.ENDED, now)
+            return
+        # Nobody waits: the same as `_end`, without looking for whom to let go.
+        entry.state = State.ENDED
+        self._free(entry, now)
+        if entry.tenant.placed is None:
+            self._fade(entry.tenant, now)
+
+    def withdraw(self, now: int, entry: Entry) -> None:
+        """Undo a job that did not begin: cancel, timeout, disconnect, veto, before the grant or just after.
+
+        What it held is given back exactly, and those behind it move up at this instant.
+        """
+        self._advance(now)
+        if entry.state is State.WAITING:
+            self._end_waiting(entry, State.ENDED, now)
+            self._flush(now, now)
+        elif entry.state is State.RUNNING:
+            self._correct(entry, NOTHING, now)
+            self._end(entry, State.ENDED, now)
+
+    def retry(self, now: int, entry: Entry, not_before: int, refused: bool) -> Refusal | None:
+        """Put a running job back in its line, by its key, once `not_before` has come.
+
+        `refused`: the upstream did no work, so the tenant's permits stay paid and fairness is given back;
+        otherwise the next grant charges everything again. A wait that its policy or deadline does not allow
+        ends the job instead, and the refusal says why.
+        """
+        self._advance(now)
+        gate, tenant = entry.gate, entry.tenant
+        if refused and entry.period:
+            gate.fair.correct(tenant.name, -self._step(entry, entry.cost), entry.period)
+        entry.paid, entry.period = refused, 0
+        start = max(not_before, gate.paused_until, now)
+        bound, deadline = entry.policy.max_wait_ns, entry.deadline
+        reason = Reason.PAUSE if gate.paused_until >= start > now else Reason.MAX_WAIT
+        if deadline is not None and start >= deadline:
+            reason, bound = Reason.DEADLINE, 0
+        if bound is not None and start - now > bound:
+            self._end(entry, State.REFUSED, now)
+            return self._refused(entry, Refusal(reason, max(1, start - now)))
+        self._line(tenant, gate).outside += 1
+        entry.state, entry.outside = State.WAITING, True
+        self.waiting += 1
+        self.events.put((start, RETURN, entry.fix_key(), entry))
+        if entry.holder is None:
+            self._release(entry, now)
+        self._place_all(tenant, now)
+        self._advance(now)
+        self._flush(now, now)
+        return None
+
+    def _refused(self, entry: Entry, refusal: Refusal) -> Refusal:
+        entry.state = State.REFUSED
+        entry.refusal = refusal
+        return refusal
+
+    def _correct(self, entry: Entry, usage: Usage, now: int) -> None:
+        """Replace what was charged by what was used, in every bucket and in the fairness account."""
+        tenant, gate = entry.tenant, entry.gate
+        above = False
+        for account in (tenant, gate):
+            if account.zeros:
+                real, charged = account.shape.amounts(usage), account.shape.amounts(entry.cost)
+                account.give_back(tuple(c - r for c, r in zip(charged, real, strict=True)))
+                above = above or any(r > c for c, r in zip(charged, real, strict=True))
+        if entry.period:
+            difference = self._step(entry, usage) - self._step(entry, entry.cost)
+            gate.fair.correct(tenant.name, difference, entry.period)
+        if not self.waiting:
+            return
+        tenant.forget_tails()
+        if above:
+            self._worsen(tenant, Cause.USAGE_ABOVE_ESTIMATE, now)
+        self._place_all(tenant, now)
+        self.touched[gate] = None
+        if above:
+            self._judge_all(tenant, now)
+
+    def _step(self, entry: Entry, cost: Cost) -> int:
+        if cost is NOTHING:
+            return 0
+        gate = entry.gate
+        return weighted(fair_cost(gate.shape, gate.shape.amounts(cost)), entry.tenant.shape.weight)
+
+    def _end(self, entry: Entry, state: State, now: int) -> None:
+        """The job is over: slots free, its session's next job in, the tenant perhaps idle."""
+        entry.state = state
+        if entry.holder is None:
+            self._release(entry, now)
+            if entry.session is not None:
+                self._leave_session(entry, now, outside=False)
+        if self.touched:
+            self._flush(now, now)
+        tenant = entry.tenant
+        if tenant.placed is None and not tenant.lines:
+            self._fade(tenant, now)

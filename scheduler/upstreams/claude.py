@@ -1,0 +1,166 @@
+"""The Anthropic SDK adapter: one attempt of one message, its usage, and what its failure means.
+
+Besides the command line only this package imports `anthropic`. Every failure of an attempt becomes one
+`UpstreamError`, raised without cause and context: the SDK's exceptions carry requests and response bodies,
+and so prompts, into whatever logs an exception chain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import anthropic
+import anthropic.types
+import httpx2
+
+from scheduler.core.quota import Usage
+from scheduler.errors import UpstreamError
+from scheduler.upstreams.failures import Kind, failed, failure, is_refusal, outcome
+
+__all__ = ["Call", "Client", "Content", "Kind", "Message", "outcome", "unretried", "usage_of"]
+
+Client = anthropic.AsyncAnthropic
+"""What the agent talks through."""
+
+Message = anthropic.types.Message
+"""A complete answer, as the SDK gives it."""
+
+Content = anthropic.types.ContentBlock
+"""One block of an answer."""
+
+NOTHING = Usage(0, 0, 0)
+REFUSED = Usage(1, 0, 0)
+BYTES_PER_TOKEN = 4
+
+
+def unretried(client: Client) -> Client:
+    """The same client, on the same connections, without retries of its own: the scheduler repeats."""
+    return client.with_options(max_retries=0)
+
+
+def usage_of(message: Message) -> Usage:
+    """What an answer used, as the upstream's limits count it: reading from the prompt cache is free."""
+    return _usage(message.usage)
+
+
+def _usage(counts: object) -> Usage:
+    fresh, written = _count(counts, "input_tokens"), _count(counts, "cache_creation_input_tokens")
+    return Usage(1, fresh + written, _count(counts, "output_tokens"))
+
+
+def _count(counts: object, name: str) -> int:
+    # The SDK builds its models without checking them: a field may hold anything, or be missing.
+    value = getattr(counts, name, None)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+class Call:
+    """One attempt of one message: streams it, accumulates it, and knows what it has used so far.
+
+    ``async with Call(client, request) as call: async for text in call: …``, then `message`. Everything that
+    goes wrong upstream is raised as `UpstreamError`. Leaving the block early ends the upstream's work.
+    """
+
+    def __init__(self, client: Client, request: Mapping[str, Any]) -> None:
+        """`request`: the arguments of ``client.messages.stream``; the client must not retry by itself."""
+        self._client = client
+        self._request = request
+        self._stream: Any = None
+        self._known: Usage | None = NOTHING
+        self._produced = 0
+        self._complete = False
+        self._message: Message | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used, as far as that is known.
+
+        Nothing before it began; one request and no tokens once it was refused; None if it ended, or goes on,
+        without a word about its usage. A stream that was cut has the input it reported, and about one output
+        token for every four bytes that arrived.
+        """
+        if self._known is None or self._complete:
+            return self._known
+        produced = max(self._known.output_tokens, math.ceil(self._produced / BYTES_PER_TOKEN))
+        return Usage(self._known.requests, self._known.input_tokens, produced)
+
+    @property
+    def message(self) -> Message:
+        """The complete answer; RuntimeError before there is one."""
+        if self._message is None:
+            raise RuntimeError("the message is not complete")
+        return self._message
+
+    async def __aenter__(self) -> Self:
+        opening = self._client.messages.stream(**self._request)
+        self._known = None
+        try:
+            self._stream = await opening.__aenter__()
+            return self
+        except (anthropic.AnthropicError, httpx2.HTTPError) as error:
+            problem = failure(error)
+            if is_refusal(problem):
+                self._known = REFUSED
+        except Exception:
+            # Arguments that cannot be sent: the caller's mistake, found before anything went out.
+            self._known = NOTHING
+            raise
+        raise problem
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(Exception):  # a connection that is broken already cannot be closed better
+            await self._stream.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        problem: UpstreamError | None = None
+        try:
+            while True:
+                text = self._take(await anext(self._stream))
+                if text:
+                    return text
+        except StopAsyncIteration:
+            pass
+        except Exception as error:  # noqa: BLE001 - wrong shapes surface as any exception inside the SDK
+            # What breaks after the last event breaks nothing.
+            problem = None if self._complete else failure(error, reading=True)
+        problem = problem or self._finish()
+        # Raised out here, because an exception raised while another is handled carries that along.
+        if problem is not None:
+            raise problem
+        raise StopAsyncIteration
+
+    def _take(self, event: Any) -> str:
+        """Note what an event says, and return the text that it brings."""
+        match event.type:
+            case "text":
+                return str(event.text)
+            case "message_start":
+                self._known = _usage(event.message.usage)
+            case "content_block_delta":
+                for name in ("text", "partial_json", "thinking"):
+                    self._produced += len(getattr(event.delta, name, None) or "")
+            case "message_stop":
+                self._known = _usage(self._stream.current_message_snapshot.usage)
+                self._complete = True
+        return ""
+
+    def _finish(self) -> UpstreamError | None:
+        """Keep the message that a stream has built, or say why there is none."""
+        if not self._complete:
+            head = self._stream.response.headers
+            is_stream = head.get("content-type", "").startswith("text/event-stream")
+            return failed(Kind.TRUNCATED_STREAM if is_stream else Kind.MALFORMED, self._stream.response)
+        message = self._stream.current_message_snapshot
+        if not isinstance(message.content, list) or not isinstance(message.stop_reason, str):
+            return failed(Kind.MALFORMED, self._stream.response)
+        self._message = message
+        return None

@@ -1,0 +1,141 @@
+"""Law 8: who was seen once costs nothing afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+
+from scheduler import Job, Policy, Quota, Rate, Retry, Scheduler, SchedulerError
+from tests.runtime.harness import KNOWN, Notes, assert_idle, make, outcomes, spawn, turns, virtual
+
+
+def objects() -> int:
+    """Everything the collector knows, after it has collected."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
+@virtual
+async def test_twenty_thousand_tenants_touched_once_are_forgotten() -> None:
+    """In every way of coming: served, queued, refused, quoted."""
+
+    async def touch(scheduler: Scheduler, tenants: range) -> None:
+        for n in tenants:
+            await scheduler.submit(f"t{n}", "x")
+            if n % 100 == 0:
+                await scheduler.enqueue(f"t{n}", "x")
+                await scheduler.enqueue(f"t{n}", "x")
+                await outcomes(spawn(scheduler.submit(f"t{n}", "x", policy=Policy.strict())))
+            if n % 7 == 0:
+                await scheduler.quote(f"q{n}")
+        await asyncio.sleep(600)
+
+    async with make(Notes.__call__.__get__(Silent()), Quota(Rate(1, burst=2), input_tokens=Rate(9))) as scheduler:
+        await touch(scheduler, range(100))
+        before = objects()
+        await touch(scheduler, range(1000, 21_000))
+        assert len(scheduler.engine.tenants) == 0
+        assert len(scheduler.engine.events.items) == 0
+        assert objects() - before < 100
+        assert_idle(scheduler)
+
+
+class Silent(Notes):
+    """Takes no notes, which would be what is remembered."""
+
+    @property
+    def starts(self) -> list[object]:  # type: ignore[override]
+        return []
+
+    @starts.setter
+    def starts(self, value: object) -> None:
+        """Nothing."""
+
+    @property
+    def ended(self) -> list[object]:  # type: ignore[override]
+        return []
+
+    @ended.setter
+    def ended(self, value: object) -> None:
+        """Nothing."""
+
+
+@virtual
+async def test_a_tenant_in_debt_or_with_an_echo_is_remembered_until_that_has_passed() -> None:
+    """Forgetting is for those whose absence changes no decision."""
+    async with make(Notes(), KNOWN) as scheduler:
+        tasks = [spawn(scheduler.submit("acme", "x", policy=Policy.strict())) for _ in range(25)]
+        await outcomes(*tasks)
+        await asyncio.sleep(10)
+        assert "acme" in scheduler.engine.tenants  # the last refused was told 10 s, and its bucket must fill
+        await asyncio.sleep(10)
+        assert "acme" not in scheduler.engine.tenants
+
+
+@virtual
+async def test_a_job_is_let_go_when_it_is_over() -> None:
+    """However it ended, once the caller has let go, no job, grant or prompt is kept alive."""
+    kept: list[weakref.ref[Job]] = []
+
+    async def handler(job: Job) -> str:
+        kept.append(weakref.ref(job.grant, lambda _: None))  # type: ignore[arg-type]
+        if job.prompt == "fails":
+            raise LookupError
+        if job.prompt == "again" and job.attempt == 1:
+            raise Retry(1)
+        await asyncio.sleep(5 if job.prompt == "hangs" else 0)
+        return "done"
+
+    async with make(handler, KNOWN, run_timeout=3) as scheduler:
+        for prompt in ("good", "fails", "again", "hangs"):
+            await outcomes(spawn(scheduler.submit("acme", prompt)))
+            ticket = await scheduler.enqueue("acme", prompt, session="s", timeout=100)
+            await outcomes(spawn(ticket.result()))
+        leaver = spawn(scheduler.submit("acme", "good"))
+        await turns(1)
+        leaver.cancel()
+        await outcomes(leaver)
+        del ticket, leaver
+        await asyncio.sleep(200)
+        gc.collect()
+        assert [ref() for ref in kept] == [None] * len(kept)
+        assert_idle(scheduler)
+
+
+@virtual
+async def test_a_success_leaves_nothing_to_the_collector() -> None:
+    """The common cases make no reference cycles: memory is given back at once."""
+    async with make(Silent().__call__, Quota()) as scheduler:
+        tickets = [await scheduler.enqueue("acme", "x")]
+        await tickets.pop().result()
+        await scheduler.submit("acme", "x")
+        await turns(3)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                await scheduler.submit("acme", "x")
+                await (await scheduler.enqueue("acme", "x")).result()
+                async with scheduler.admit("acme"):
+                    pass
+            await turns(3)
+            assert gc.collect() < 20
+        finally:
+            gc.enable()
+
+
+@virtual
+async def test_a_refusal_holds_no_caller() -> None:
+    """A refused grant is not kept by the engine."""
+    async with make(Notes(), Quota(Rate(1)), policy=Policy.strict()) as scheduler:
+        await scheduler.submit("acme", "x")
+        grant = scheduler.admit("acme")
+        try:
+            await grant.__aenter__()
+        except SchedulerError:
+            pass
+        ref = weakref.ref(grant)  # type: ignore[arg-type]
+        del grant
+        gc.collect()
+        assert ref() is None
