@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.core.account import shape_of
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import Entry, WAITING
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.quota import Quota
 from scheduler.core.schedule import Schedule
@@ -31,7 +31,7 @@ class Changes(Schedule):
         self._worsen(tenant, Cause.LIMIT_LOWERED, now)
         for entry in self._members(tenant):
             never = shape.never(entry.cost)
-            if never is not None and entry.state is State.WAITING:
+            if never is not None and entry.state is WAITING:
                 self._drop(entry, Refusal(Reason.NEVER, 0, never), now)
         self._judge_all(tenant, now)
         self._place_all(tenant, now)

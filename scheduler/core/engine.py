@@ -8,12 +8,11 @@ next time at which anything can happen. Nothing in here reads a clock, sleeps, l
 from __future__ import annotations
 
 from scheduler.core.account import Projection, shape_of
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import Entry, RUNNING, WAITING
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import Ahead, expect, refuse, run_to
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
-from scheduler.core.quota import ONE
 from scheduler.core.register import EXPIRE, RETURN
 from scheduler.core.settling import Settling
 from scheduler.core.tenant import Tenant
@@ -53,12 +52,7 @@ class Engine(Settling):
             self._advance(now)
         entry.tenant = tenant = self.tenants.get(tenant_name) or self._tenant(tenant_name, now)
         entry.gate = gate = self.gates[gate_name]
-        if (
-            entry.cost is ONE
-            and not gate.lines
-            and not tenant.lines
-            and self._at_once(entry, tenant, gate, now)
-        ):
+        if entry.plain and not self.waiting and self._at_once(entry, tenant, gate, now):
             return None
         never = tenant.shape.never(entry.cost) or gate.shape.never(entry.cost)
         if never is not None:
@@ -82,16 +76,14 @@ class Engine(Settling):
     def _at_once(self, entry: Entry, tenant: Tenant, gate: Gate, now: int) -> bool:
         """The plain case of what follows in `offer`, in one piece, because nearly every call is it.
 
-        One request, one bucket, a gate that has no buckets and is not paused, nobody in line anywhere near.
+        One request, one bucket, a gate that has no buckets and is not paused, nobody in line anywhere.
         """
         only, root = tenant.shape.only, self.root
-        if only is None or gate.zeros or gate.paused_until > now:
-            return False
-        if tenant.free <= 0 or gate.free <= 0 or root.free <= 0:
+        if only is None or gate.zeros or tenant.free <= 0 or gate.free <= 0 or root.free <= 0:
             return False
         zeros, at, amount = tenant.zeros, only.p * now, tenant.shape.one[0]
         exact = zeros[0] + amount
-        if exact > at or entry.session is not None or entry.holder is not None or entry.deadline is not None:
+        if exact > at or gate.paused_until > now or amount > only.capacity:
             return False
         floor = (at if exact <= at - only.p else exact) - only.capacity + amount
         zeros[0] = exact if exact > floor else floor
@@ -100,9 +92,8 @@ class Engine(Settling):
         root.free -= 1
         self.granted += 1
         self.sequence = entry.sequence = self.sequence + 1
-        entry.key = 0
         entry.arrival = entry.promised = entry.slot = now
-        entry.state = State.RUNNING
+        entry.state = RUNNING
         return True
 
     def _startable(self, entry: Entry, now: int) -> bool:
@@ -148,7 +139,7 @@ class Engine(Settling):
                 self._fade(tenant, now)
             return self._refused(entry, refusal)
         line = self._line(tenant, gate)
-        entry.state, entry.promised = State.WAITING, outlook.promised
+        entry.state, entry.promised = WAITING, outlook.promised
         self.waiting += 1
         if entry.deadline is not None:
             self.events.put((entry.deadline, EXPIRE, entry.key, entry))
@@ -206,14 +197,14 @@ class Engine(Settling):
         if entry.session is None or entry.holder is not None:
             return 0
         behind = self.sessions.get((entry.tenant.name, entry.session))
-        if behind is None or (entry.state is State.WAITING and entry not in behind):
+        if behind is None or (entry.state is WAITING and entry not in behind):
             return 0
         return 1 + sum(other.key < entry.key for other in behind)
 
     def expected(self, now: int, entry: Entry) -> Outlook:
         """The present outlook of a waiting job; of any other, where it is."""
         self._advance(now)
-        if entry.state is not State.WAITING:
+        if entry.state is not WAITING:
             return Outlook(0, entry.slot, entry.slot, Reason.STRICT)
         outlook, _ = self._outlook(entry, now)
         if entry.placed is not None and entry.placed[1] == RETURN:
@@ -222,6 +213,6 @@ class Engine(Settling):
 
     def delayed_by(self, entry: Entry) -> frozenset[Cause]:
         """The named causes that may have made a job late; of one that started, empty if it was on time."""
-        if entry.state is State.WAITING:
+        if entry.state is WAITING:
             return self._causes(entry)
         return entry.delayed

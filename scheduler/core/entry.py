@@ -30,6 +30,10 @@ class State(Enum):
     ENDED = "ended"
 
 
+NEW, WAITING, RUNNING, REFUSED, EXPIRED, ENDED = State
+"""The states by name: looking a member up in its class costs more than the whole comparison."""
+
+
 class Entry:
     """One job in the engine.
 
@@ -37,7 +41,8 @@ class Entry:
     run, so that one integer compares like the three. `slot` is the grant's slot time, `promised` the start
     that was promised, both in nanoseconds. `holder` is the running job whose slot a continuation reuses.
     `paid` says that the tenant's permits were already charged for a try that the upstream refused, `period`
-    in which busy period of the gate the grant made a debt (0: in none).
+    in which busy period of the gate the grant made a debt (0: in none). `plain` says that it costs one
+    request and has neither session, deadline nor holder.
     """
 
     __slots__ = (
@@ -46,6 +51,7 @@ class Entry:
         "cost",
         "gate",
         "key",
+        "plain",
         "policy",
         "promised",
         "sequence",
@@ -80,8 +86,9 @@ class Entry:
         """`rare`: deadline and head_start (nanoseconds), session, holder."""
         self.policy = policy
         self.cost = cost
-        self.state = State.NEW
-        self.slot = 0
+        self.plain = cost is ONE and not rare
+        self.state = NEW
+        self.slot = self.key = 0
         for name, value in rare.items():
             setattr(self, name, value)
 

@@ -6,7 +6,7 @@ from bisect import insort
 from operator import attrgetter
 
 from scheduler.core.account import Projection
-from scheduler.core.entry import RUN_BITS, SEQUENCE_BITS, Entry, State
+from scheduler.core.entry import Entry, REFUSED, RUN_BITS, SEQUENCE_BITS, State, WAITING
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import in_order
@@ -192,7 +192,7 @@ class Lines(Register):
 
     def _drop(self, entry: Entry, refusal: Refusal, time: int) -> None:
         """Refuse a job that waits."""
-        self._end_waiting(entry, State.REFUSED, time)
+        self._end_waiting(entry, REFUSED, time)
         entry.refusal = refusal
         self.moved.append(entry)
 
@@ -207,7 +207,7 @@ class Lines(Register):
             return
         run = Projection(line.tenant, begin)
         for entry in list(in_order(line.tenant)):
-            if entry.state is not State.WAITING:
+            if entry.state is not WAITING:
                 continue  # it left with another one of its session
             amounts = line.tenant.shape.amounts(entry.cost)
             start = run.time if entry.paid else run.peek(amounts)

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from scheduler.core.account import SLOT_FLOOR, Account, Projection
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import Entry, WAITING
 from scheduler.core.fairness import fair_cost
 from scheduler.core.line import Line
 from scheduler.core.policy import Outlook, Reason, Refusal
@@ -25,6 +25,8 @@ ECHO_LEAST = 16
 """Refused callers that are told apart exactly even where the line is shorter than that."""
 
 _key = attrgetter("key")
+
+STRICT, GATE, PAUSE, SLOT = Reason.STRICT, Reason.GATE, Reason.PAUSE, Reason.SLOT
 
 
 def in_order(tenant: Tenant) -> Iterable[Entry]:
@@ -84,11 +86,11 @@ def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ah
     `late` is that start if nobody passes the gate before the end of its pause.
     """
     tenant, gate, position = entry.tenant, entry.gate, ahead.position
-    start, binds = (late, Reason.PAUSE) if late > own else (own, Reason.STRICT)
+    start, binds = (late, PAUSE) if late > own else (own, STRICT)
     if gate.zeros or gate.placed is not None:
         shared = _gate_start(entry, now, position)
         if shared > start:
-            start, binds = shared, Reason.GATE
+            start, binds = shared, GATE
     if entry.holder is None:
         wait = max(SLOT_FLOOR, gate.hold * ahead.session) if ahead.session else 0
         if tenant.free <= 0:
@@ -98,14 +100,14 @@ def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ah
         if root.free <= 0:
             wait = max(wait, root.slot_wait(root.hold, ahead.everyone))
         if now + wait > start:
-            start, binds = now + wait, Reason.SLOT
+            start, binds = now + wait, SLOT
     return Outlook(position, own, start, binds)
 
 
 def _gate_start(entry: Entry, now: int, position: int) -> int:
     """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share."""
     tenant, gate = entry.tenant, entry.gate
-    in_line = entry.state is State.WAITING and not entry.outside
+    in_line = entry.state is WAITING and not entry.outside
     member = gate.name in tenant.lines
     alone = gate.lines == member
     rivals = gate.crowd + (0 if member else tenant.shape.share)
@@ -130,11 +132,11 @@ def refuse(
     """
     tenant, gate = entry.tenant, entry.gate
     step = 1
-    if outlook.binds is Reason.PAUSE:
+    if outlook.binds is PAUSE:
         step = PAUSE_STEP
-    elif outlook.binds is Reason.SLOT:
+    elif outlook.binds is SLOT:
         step = max(PAUSE_STEP, root.hold // root.shape.concurrency)
-    elif outlook.binds is Reason.GATE:
+    elif outlook.binds is GATE:
         step = fair_cost(gate.shape, gate.shape.amounts(entry.cost))
     bound = max(ECHO_LEAST, entry.policy.max_queue)
     least = max(outlook.expected, now + 1)

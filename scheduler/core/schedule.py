@@ -7,7 +7,7 @@ processed at the time at which they happened, however late anybody calls, and ch
 
 from __future__ import annotations
 
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import EXPIRED, Entry, RUNNING
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
@@ -140,7 +140,7 @@ class Schedule(Lines):
             entry.period = gate.serve(tenant.name, start, step)
         elif entry.period:
             entry.period = 0
-        entry.state = State.RUNNING
+        entry.state = RUNNING
         entry.slot = time
         self.granted += 1
 
@@ -192,5 +192,5 @@ class Schedule(Lines):
 
     def _expire(self, entry: Entry, time: int) -> None:
         """A deadline passed while the job waited."""
-        self._end_waiting(entry, State.EXPIRED, time)
+        self._end_waiting(entry, EXPIRED, time)
         self.moved.append(entry)

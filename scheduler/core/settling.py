@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.core.changes import Changes
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import ENDED, Entry, REFUSED, RUNNING, State, WAITING
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.quota import Cost, Usage
@@ -20,18 +20,28 @@ class Settling(Changes):
         events = self.events.items
         if events and events[0][0] <= now:
             self._advance(now)
-        if entry.state is not State.RUNNING:
+        if entry.state is not RUNNING:
             return
         if usage is not None:
             self._correct(entry, usage, now)
-        if self.waiting or entry.holder is not None or entry.session is not None:
-            self._end(entry, State.ENDED, now)
-            return
-        # Nobody waits: the same as `_end`, without looking for whom to let go.
-        entry.state = State.ENDED
-        self._free(entry, now)
-        if entry.tenant.placed is None:
-            self._fade(entry.tenant, now)
+        self._end(entry, ENDED, now)
+
+    def finish(self, entry: Entry) -> bool:
+        """End a plain grant whose estimate was right while nobody waits: the time does not matter then.
+
+        False, and nothing done, if that is not the case, or if the grant's holding time should be measured
+        (each eighth is); then `settle` it.
+        """
+        tenant, gate, root = entry.tenant, entry.gate, self.root
+        if self.waiting or not entry.plain or not entry.sequence & 7 or tenant.placed is None:
+            return False
+        if entry.state is not RUNNING or tenant.free <= 0 or gate.free <= 0 or root.free <= 0:
+            return False
+        entry.state = ENDED
+        tenant.free += 1
+        gate.free += 1
+        root.free += 1
+        return True
 
     def withdraw(self, now: int, entry: Entry) -> None:
         """Undo a job that did not begin: cancel, timeout, disconnect, veto, before the grant or just after.
@@ -39,12 +49,12 @@ class Settling(Changes):
         What it held is given back exactly, and those behind it move up at this instant.
         """
         self._advance(now)
-        if entry.state is State.WAITING:
-            self._end_waiting(entry, State.ENDED, now)
+        if entry.state is WAITING:
+            self._end_waiting(entry, ENDED, now)
             self._flush(now, now)
-        elif entry.state is State.RUNNING:
+        elif entry.state is RUNNING:
             self._correct(entry, NOTHING, now)
-            self._end(entry, State.ENDED, now)
+            self._end(entry, ENDED, now)
 
     def retry(self, now: int, entry: Entry, not_before: int, refused: bool) -> Refusal | None:
         """Put a running job back in its line, by its key, once `not_before` has come.
@@ -64,10 +74,10 @@ class Settling(Changes):
         if deadline is not None and start >= deadline:
             reason, bound = Reason.DEADLINE, 0
         if bound is not None and start - now > bound:
-            self._end(entry, State.REFUSED, now)
+            self._end(entry, REFUSED, now)
             return self._refused(entry, Refusal(reason, max(1, start - now)))
         self._line(tenant, gate).outside += 1
-        entry.state, entry.outside = State.WAITING, True
+        entry.state, entry.outside = WAITING, True
         self.waiting += 1
         self.events.put((start, RETURN, entry.fix_key(), entry))
         if entry.holder is None:
@@ -78,7 +88,7 @@ class Settling(Changes):
         return None
 
     def _refused(self, entry: Entry, refusal: Refusal) -> Refusal:
-        entry.state = State.REFUSED
+        entry.state = REFUSED
         entry.refusal = refusal
         return refusal
 

@@ -90,7 +90,6 @@ class Incoming:
                     return
         finally:
             self._listening = False
-            self._news.set()
 
     def _keep(self, more: int) -> None:
         self._size += more

@@ -8,9 +8,9 @@ from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import Entry, NEW, WAITING
 from scheduler.core.policy import Cause, Policy
-from scheduler.core.quota import NS, Cost, Usage, instance
+from scheduler.core.quota import NS, ONE, Cost, Usage, instance
 
 if TYPE_CHECKING:
     from scheduler.runtime.scheduler import Scheduler
@@ -38,8 +38,9 @@ class Grant(Entry):
         # What Entry.__init__ does, said again: this is made once a call, and the extra frame shows.
         self.policy = policy
         self.cost = cost
-        self.state = State.NEW
-        self.slot = 0
+        self.state = NEW
+        self.plain = cost is ONE
+        self.slot = self.key = 0
         self.scheduler = scheduler
         self.name = name
         self.gate_name = gate_name
@@ -65,7 +66,7 @@ class Grant(Entry):
         self.scheduler.settle_grant(self, usage)
 
     async def __aenter__(self) -> Self:
-        if self.state is not State.NEW:
+        if self.state is not NEW:
             raise RuntimeError("a grant can be entered only once")
         if not self.scheduler.offer(self):
             await self.scheduler.turn(self)
@@ -98,6 +99,10 @@ class Job:
     tries: int = 1  # attempts, and the tries that an upstream refused, which are not counted as attempts
     free_message: bool = True
     stopped: str | None = None
+    """Why its run was interrupted: timeout, run_timeout, cancelled, closed."""
+    cancelling: int | None = None
+    """How often others had cancelled its task when the interruption did."""
+    alarm: asyncio.TimerHandle | None = None
 
     def __init__(self, grant: Grant, prompt: Prompt, timeout: float | None = None) -> None:
         self.grant = grant
@@ -206,7 +211,7 @@ class Ticket:
         if self._outcome.done():
             error = self._outcome.exception()
             return "done" if error is None else "cancelled" if is_cancelled(error) else "failed"
-        return "waiting" if self.job.grant.state is State.WAITING else "running"
+        return "waiting" if self.job.grant.state is WAITING else "running"
 
     @property
     def wait(self) -> float:

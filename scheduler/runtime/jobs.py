@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from scheduler.core.engine import Engine
-from scheduler.core.entry import State
+from scheduler.core.entry import RUNNING, WAITING
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NS, Usage, nanoseconds, positive, whole
-from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, Retry, SchedulerClosed
+from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, Retry, SchedulerClosed, SchedulerError
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.grant import Grant, Handler, Job, Ticket, current_job, is_cancelled
-from scheduler.runtime.run import Run, stepwise
 from scheduler.runtime.turns import Turns
 
 NOTHING = Usage(0, 0, 0)
@@ -34,11 +32,11 @@ class Jobs(Turns):
         self._run_timeout = float(positive("run_timeout", run_timeout))
         self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._group: asyncio.TaskGroup | None = None
-        self._runs: dict[Job, Run] = {}
+        self._runs: dict[Job, asyncio.Task[Any] | None] = {}
+        self._watch: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
         self._starting = False
         self._cancelling = False
-        self.jobs = 0
         self.done = 0
 
     # --- life ---------------------------------------------------------------------------------------
@@ -60,6 +58,8 @@ class Jobs(Turns):
             raise
         finally:
             self.shut()
+            if self._watch is not None:
+                self._watch.cancel()
             if self._group is not None:
                 await self._group.__aexit__(None, None, None)
 
@@ -83,8 +83,8 @@ class Jobs(Turns):
             if isinstance(entry, Grant):
                 self.withdraw(entry)
                 entry.failed(SchedulerClosed("the scheduler was closed while the call waited"))
-        for run in list(self._runs.values()):
-            run.interrupt("closed")
+        for job in self._runs:
+            self.interrupt(job, "closed")
         self.changed()
 
     def changed(self) -> None:
@@ -94,9 +94,14 @@ class Jobs(Turns):
             self._quiet.set()
 
     @property
+    def jobs(self) -> int:
+        """Handlers that run now."""
+        return len(self._runs)
+
+    @property
     def _busy(self) -> bool:
         """Whether any job waits, is about to resume, or runs."""
-        return bool(self.engine.waiting or self.resuming or self.jobs)
+        return bool(self.engine.waiting or self.resuming or self._runs)
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -118,7 +123,7 @@ class Jobs(Turns):
 
     def _ended(self, ticket: Ticket, task: asyncio.Task[None] | None = None) -> None:
         """The task of a job is over, perhaps without ever having begun."""
-        if ticket.job.grant.state is State.RUNNING:
+        if ticket.job.grant.state is RUNNING:
             self.resuming -= 1
             self.withdraw(ticket.job.grant)
             ticket.finish(SchedulerClosed("the task of the job was cancelled"))
@@ -143,44 +148,35 @@ class Jobs(Turns):
         """Withdraw a job, or cancel its handler. False if it is over."""
         job, grant = ticket.job, ticket.job.grant
         error = JobFailed(job.tenant, "cancelled", job.attempt - 1)
-        if grant.state is State.WAITING:
+        if grant.state is WAITING:
             self.withdraw(grant)
             grant.failed(error)
             self.changed()
             return True
-        if grant.state is not State.RUNNING:
+        if grant.state is not RUNNING:
             return False
-        job.stopped = "cancelled"
-        if job in self._runs:
-            self._runs[job].interrupt("cancelled")
+        self.interrupt(job, "cancelled")
         return True
 
     async def perform(self, job: Job, offered: bool) -> Any:
         """Wait for a job's turn unless it had it, try until there is a result or a failure, and settle."""
-        grant = job.grant
+        grant, runs = job.grant, self._runs
         if not offered and not self.offer(grant):
             await self.turn(grant)
         while True:
-            self.jobs += 1
             outer = current_job.get()
             current_job.set(job)
+            runs[job] = asyncio.current_task()
             try:
-                if job.stopped is not None or self._cancelling:
-                    grant.usage = NOTHING
-                    job.attempt -= 1  # it will not begin
-                    self._explain(job, job.stopped or "closed", "")
-                steps = stepwise(self._handler(job))
-                try:
-                    yielded = steps.send(None)
-                except StopIteration as done:
-                    result = done.value
-                else:
-                    result = await self._go_on(job, steps, yielded)
+                if self._watch is None or grant.deadline is not None or job.stopped or self._cancelling:
+                    self._begin(job)
+                result = await self._handler(job)
+                if job.stopped is not None:
+                    self._explain(job, None)
             except Retry as retry:
                 await self._again(job, retry)
             except BaseException as error:
-                self.counts["cancelled" if _is_cancelling(error) else "failed"] += 1
-                self.settle_grant(grant, grant.usage)
+                self._fail(job, error)
                 raise
             else:
                 self.done += 1
@@ -188,45 +184,89 @@ class Jobs(Turns):
                 return result
             finally:
                 current_job.set(outer)  # not `reset`, which a coroutine closed from elsewhere may not do
-                self.jobs -= 1
+                runs.pop(job, None)
+                if job.alarm is not None:
+                    job.alarm.cancel()
                 if self.closed:
                     self.changed()
 
-    async def _go_on(self, job: Job, steps: Coroutine[Any, Any, Any], yielded: Any) -> Any:
-        """Bound the rest of a try by `run_timeout` and by the job's deadline."""
-        seconds, which = self._run_timeout, "run_timeout"
-        if job.grant.deadline is not None:
-            left = (job.grant.deadline - self._now()) / NS
-            if left < seconds:
-                seconds, which = left, "timeout"
-        run = self._runs[job] = Run()
-        if job.stopped is not None or self._cancelling:  # by the handler itself, before it first suspended
-            run.interrupt(job.stopped or "closed")
+    def _fail(self, job: Job, error: BaseException) -> None:
+        """Settle a job that ends without a result, and raise what an interruption means to its caller."""
         try:
-            return await run.go_on(steps, yielded, seconds)
-        except TimeoutError:
-            if run.interrupted is None:
-                raise
-            self._explain(job, run.interrupted, which)
+            if job.stopped is not None and not isinstance(error, SchedulerError):
+                self._explain(job, error)
+        except SchedulerError as meaning:
+            error = meaning
+            raise
         finally:
-            del self._runs[job]
+            self.counts["cancelled" if _is_cancelling(error) else "failed"] += 1
+            self.settle_grant(job.grant, job.grant.usage)
 
-    def _explain(self, job: Job, interrupted: str, which: str) -> NoReturn:
-        """Raise what an interrupted try means to the caller."""
-        if interrupted == "closed":
-            raise SchedulerClosed("the scheduler was closed while the job ran") from None
-        if interrupted == "cancelled":
-            raise JobFailed(job.tenant, "cancelled", job.attempt) from None
-        seconds = job.timeout if which == "timeout" and job.timeout is not None else self._run_timeout
-        raise DeadlineExceeded(job.tenant, which, seconds) from None
+    # --- time limits --------------------------------------------------------------------------------
+
+    def _begin(self, job: Job) -> None:
+        """Before a try: watch its time limits. Raises if nobody wants it any more."""
+        loop, grant = asyncio.get_running_loop(), job.grant
+        if self._cancelling and job.stopped is None:
+            job.stopped = "closed"
+        if job.stopped is not None:
+            grant.usage = NOTHING
+            job.attempt -= 1
+            self._explain(job, None)
+        if grant.deadline is not None:
+            left = max(0, grant.deadline - self._now()) / NS
+            job.alarm = loop.call_at(loop.time() + left, self.interrupt, job, "timeout")
+        if self._watch is None:
+            self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue)
+
+    def _overdue(self) -> None:
+        """Interrupt what has run for too long. One timer serves all runs, and few tries ever see it."""
+        now, bound = self._now(), int(self._run_timeout * NS)
+        self._watch, soonest = None, None
+        for job in self._runs:
+            due = job.grant.slot + bound
+            if due <= now:
+                self.interrupt(job, "run_timeout")
+            elif soonest is None or due < soonest:
+                soonest = due
+        if soonest is not None:
+            loop = asyncio.get_running_loop()
+            self._watch = loop.call_at(loop.time() + (soonest - now) / NS, self._overdue)
+
+    def interrupt(self, job: Job, reason: str) -> None:
+        """Cancel a running handler for a reason, once it has come to rest."""
+        if job.stopped is None:
+            job.stopped = reason
+            asyncio.get_running_loop().call_soon(self._cancel_run, job)
+
+    def _cancel_run(self, job: Job) -> None:
+        task = self._runs.get(job)
+        if task is not None:
+            job.cancelling = task.cancelling()
+            task.cancel()
+
+    def _explain(self, job: Job, error: BaseException | None) -> None:
+        """Raise what the interruption of a try means to its caller; nothing if others cancelled it too."""
+        task = self._runs.get(job)
+        if job.cancelling is not None and task is not None:
+            others = task.uncancel() > job.cancelling
+            job.cancelling = None
+            if others and isinstance(error, asyncio.CancelledError):
+                return
+        cause = error if isinstance(error, Exception) else None
+        if job.stopped == "closed":
+            raise SchedulerClosed("the scheduler was closed while the job ran") from cause
+        if job.stopped == "cancelled":
+            raise JobFailed(job.tenant, "cancelled", job.attempt) from cause
+        seconds = job.timeout if job.stopped == "timeout" else self._run_timeout
+        raise DeadlineExceeded(job.tenant, str(job.stopped), seconds or 0.0) from cause
 
     async def _again(self, job: Job, retry: Retry) -> None:
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
         grant, now = job.grant, self._now()
-        if job.stopped is not None or self._cancelling:
-            self.counts["cancelled"] += 1
-            self.settle_grant(grant, grant.usage)
-            self._explain(job, job.stopped or "closed", "")
+        if job.stopped is not None:
+            self._fail(job, retry)
+        del self._runs[job]
         again = now + nanoseconds("after", retry.after)
         if retry.pause_gate and again > grant.gate.paused_until:
             self.engine.pause(now, grant.gate.name, again)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from scheduler.core.account import Account, shape_of
 from scheduler.core.engine import Engine
-from scheduler.core.entry import State
+from scheduler.core.entry import RUNNING
 from scheduler.core.policy import Policy
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance, positive, whole
 from scheduler.runtime.arguments import (
@@ -137,7 +137,7 @@ class Scheduler(Jobs):
         check_prompt(prompt, self._max_prompt_bytes)
         grant.ticket = Ticket(Job(grant, prompt, timeout))
         self.offer(grant)
-        if grant.state is State.RUNNING:
+        if grant.state is RUNNING:
             self.resuming += 1
             self.start(grant.ticket)
         return grant.ticket
@@ -198,9 +198,9 @@ class Scheduler(Jobs):
             instance("policy", policy, Policy)
         grant = kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
         if session is not None:
-            grant.session = instance("session", session, str)
+            grant.session, grant.plain = instance("session", session, str), False
         if timeout is not None:
-            grant.deadline = self._now() + check_timeout(timeout)
+            grant.deadline, grant.plain = self._now() + check_timeout(timeout), False
         if priority != 0:
             grant.head_start = check_priority(priority, self._max_head_start)
         return grant
@@ -219,12 +219,13 @@ class Scheduler(Jobs):
             job = None
         grant = self._ask(Grant, message.tenant, None, None, None, 0, None, None if job is None else job.gate)
         if job is not None and job.tenant == message.tenant:
-            if job.grant.state is State.RUNNING and job.free_message:
+            if job.grant.state is RUNNING and job.free_message:
                 job.free_message = False
                 return None
-            grant.holder = job.grant if job.grant.state is State.RUNNING else None
-            if grant.holder is not None and grant.policy.max_wait == 0:
-                grant.policy = Policy()
+            if job.grant.state is RUNNING:
+                grant.holder, grant.plain = job.grant, False
+                if grant.policy.max_wait == 0:
+                    grant.policy = Policy()
         if not self.offer(grant):
             await self.turn(grant)
         return grant

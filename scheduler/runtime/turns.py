@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 from scheduler.core.engine import Engine
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import ENDED, EXPIRED, Entry, RUNNING, WAITING
 from scheduler.core.policy import Outlook, Reason, Refusal
 from scheduler.core.quota import NS, Usage
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
@@ -57,13 +57,13 @@ class Turns:
         refusal = engine.offer(self._now(), grant.name, grant.gate_name, grant)
         if engine.moved:
             self._tell()
+        events = engine.events.items
+        if events and events[0][0] < self._armed:
+            self._arm()
         if refusal is not None:
             self.refusals[refusal.reason] += 1
             raise self._error(grant, refusal)
-        if grant.state is State.RUNNING:
-            return not self.resuming
-        self._arm()
-        return False
+        return grant.state is RUNNING and not self.resuming
 
     async def turn(self, grant: Grant, told: bool = True) -> None:
         """Wait for the turn of a grant that was offered. A cancellation gives back what it holds.
@@ -73,7 +73,7 @@ class Turns:
         future = grant.future = asyncio.get_running_loop().create_future()
         # Granted at once, but others who were granted before have yet to resume: one step of the loop, so
         # that it goes behind them, and whoever is granted after it goes behind it.
-        behind = told and grant.state is State.RUNNING
+        behind = told and grant.state is RUNNING
         self.resuming += behind
         try:
             await (asyncio.sleep(0) if behind else future)
@@ -89,21 +89,19 @@ class Turns:
 
     def withdraw(self, grant: Grant) -> None:
         """Take a grant back before its call began, waiting or granted."""
-        open_before = grant.state is State.WAITING or grant.state is State.RUNNING
+        open_before = grant.state is WAITING or grant.state is RUNNING
         self.engine.withdraw(self._now(), grant)
-        if open_before and grant.state is State.ENDED:
+        if open_before and grant.state is ENDED:
             self.counts["cancelled"] += 1
         self.changed()
 
     def settle_grant(self, grant: Grant, usage: Usage | None) -> None:
         """End a grant. A second call does nothing."""
-        if grant.state is State.RUNNING:
+        if grant.state is RUNNING:
+            if usage is None and self.engine.finish(grant):
+                return
             self.engine.settle(self._now(), grant, usage)
-            if self.engine.moved:
-                self._tell()
-            self._arm()
-            if self.closed:
-                self.changed()
+            self.changed()
 
     def changed(self) -> None:
         """Tell whom it concerns after the engine was asked for something, and arm the timer."""
@@ -132,10 +130,10 @@ class Turns:
         for entry in moved:
             if not isinstance(entry, Grant):
                 continue
-            if entry.state is State.RUNNING:
+            if entry.state is RUNNING:
                 if entry.granted():
                     self.resuming += 1
-            elif entry.state is State.EXPIRED:
+            elif entry.state is EXPIRED:
                 self.counts["failed"] += 1
                 entry.failed(self._late(entry))
             elif entry.refusal is not None:

@@ -136,13 +136,15 @@ class Wire:
 
 
 @asynccontextmanager
-async def waiting_request(app: Any) -> AsyncIterator[tuple[Scheduler, StillClock, Wire, asyncio.Task[None]]]:
+async def waiting_request(
+    app: Any, **options: Any
+) -> AsyncIterator[tuple[Scheduler, StillClock, Wire, asyncio.Task[None]]]:
     """One request that waits for the next permit of a tenant."""
     clock, wire = StillClock(), Wire()
     async with Scheduler(quotas=Quota(Rate(1)), clock=clock) as scheduler:
         async with scheduler.admit("acme"):
             pass
-        stack = WaitlineMiddleware(app, scheduler=scheduler, tenant=lambda scope: "acme")
+        stack = WaitlineMiddleware(app, scheduler=scheduler, tenant=lambda scope: "acme", **options)
         task = asyncio.create_task(stack({"type": "http", "headers": []}, wire.receive, wire.send))
         await turns()
         assert scheduler.engine.waiting == 1
@@ -217,3 +219,60 @@ async def test_no_message_is_lost_whatever_the_app_does_with_receive() -> None:
                 wire.messages.put_nowait(part)
             await task
         assert got == parts
+
+
+async def test_an_app_is_told_of_the_disconnect_however_often_it_asks() -> None:
+    told: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while len(told) < 3:
+            told.append((await receive())["type"])
+
+    async with waiting_request(app) as (_, clock, wire, task):
+        clock.move(1)
+        await turns()
+        wire.messages.put_nowait({"type": "http.disconnect"})
+        await task
+    assert told == ["http.disconnect"] * 3
+
+
+def chunks(count: int, size: int) -> list[Message]:
+    return [{"type": "http.request", "body": b"x" * size, "more_body": True} for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("size", "buffer_bytes", "read"),
+    [(65_536, 0, 1), (30_000, 0, 3), (30_000, 100_000, 4), (0, 0, 128), (30_000, 10_000_000, 200)],
+)
+async def test_what_is_read_of_a_waiting_request_has_a_bound(size: int, buffer_bytes: int, read: int) -> None:
+    sizes: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while len(sizes) < 200:
+            sizes.append(len((await receive())["body"]))
+
+    async with waiting_request(app, buffer_bytes=buffer_bytes) as (_, clock, wire, task):
+        for chunk in chunks(200, size):
+            wire.messages.put_nowait(chunk)
+        await turns(1000)
+        assert 200 - wire.messages.qsize() == read
+        clock.move(1)
+        await task
+    assert sizes == [size] * 200
+
+
+async def test_once_its_turn_has_come_nothing_is_read_ahead_of_the_app() -> None:
+    asked = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asked.wait()
+
+    async with waiting_request(app) as (_, clock, wire, task):
+        clock.move(1)
+        await turns()
+        for chunk in chunks(10, 10):
+            wire.messages.put_nowait(chunk)
+        await turns()
+        assert wire.messages.qsize() == 9, "only the call that was out when the wait ended"
+        asked.set()
+        await task
