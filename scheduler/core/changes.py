@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.core.account import shape_of
-from scheduler.core.entry import Entry, WAITING
+from scheduler.core.entry import WAITING, Entry
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.quota import Quota
 from scheduler.core.schedule import Schedule

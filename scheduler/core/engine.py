@@ -8,10 +8,10 @@ next time at which anything can happen. Nothing in here reads a clock, sleeps, l
 from __future__ import annotations
 
 from scheduler.core.account import Projection, shape_of
-from scheduler.core.entry import Entry, RUNNING, WAITING
+from scheduler.core.entry import RUNNING, WAITING, Entry
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
-from scheduler.core.outlook import Ahead, expect, refuse, run_to
+from scheduler.core.outlook import Ahead, expect, refuse, refuse_plain, run_to
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
 from scheduler.core.register import EXPIRE, RETURN
 from scheduler.core.settling import Settling
@@ -126,6 +126,10 @@ class Engine(Settling):
     def _wait(self, entry: Entry, now: int) -> Refusal | None:
         """Judge a job that cannot start at once, and put it in line if it may wait."""
         tenant, gate, policy = entry.tenant, entry.gate, entry.policy
+        if policy.max_wait_ns == 0 and entry.plain and not gate.lines:
+            plain = refuse_plain(entry, tenant, gate, self.root, now)
+            if plain is not None:
+                return self._refused(entry, plain)
         outlook, run = self._outlook(entry, now)
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.

@@ -47,6 +47,7 @@ class Entry:
 
     __slots__ = (
         "__dict__",
+        "__weakref__",
         "arrival",
         "cost",
         "gate",

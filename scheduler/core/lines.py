@@ -6,7 +6,7 @@ from bisect import insort
 from operator import attrgetter
 
 from scheduler.core.account import Projection
-from scheduler.core.entry import Entry, REFUSED, RUN_BITS, SEQUENCE_BITS, State, WAITING
+from scheduler.core.entry import REFUSED, RUN_BITS, SEQUENCE_BITS, WAITING, Entry, State
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import in_order

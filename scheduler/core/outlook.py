@@ -12,8 +12,9 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from scheduler.core.account import SLOT_FLOOR, Account, Projection
-from scheduler.core.entry import Entry, WAITING
+from scheduler.core.entry import WAITING, Entry
 from scheduler.core.fairness import fair_cost
+from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.policy import Outlook, Reason, Refusal
 from scheduler.core.tenant import Tenant
@@ -143,3 +144,25 @@ def refuse(
     amounts = tenant.shape.amounts(entry.cost)
     start = tenant.echo(gate.name, now).queue(run, amounts, least, step, bound, now)
     return Refusal(reason, start - now)
+
+
+def refuse_plain(entry: Entry, tenant: Tenant, gate: Gate, root: Account, now: int) -> Refusal | None:
+    """The plain case of `refuse`, in one piece, because nearly every strict refusal is it.
+
+    One request, nobody in line, and only the tenant's one bucket in the way. None if it is not that.
+    """
+    only = tenant.shape.only
+    if only is None or gate.zeros or gate.paused_until > now or tenant.lines or tenant.placed is None:
+        return None
+    if tenant.free <= 0 or gate.free <= 0 or root.free <= 0:
+        return None
+    zero, full = tenant.zeros[0], only.p * now - only.capacity
+    bound = entry.policy.max_queue
+    start = tenant.echo(gate.name, now).queue_one(
+        only,
+        zero if zero > full else full,
+        tenant.shape.one[0],
+        bound if bound > ECHO_LEAST else ECHO_LEAST,
+        now,
+    )
+    return Refusal(STRICT, start - now)

@@ -58,7 +58,6 @@ class Register:
         if tenant is None:
             tenant = self.tenants[name] = Tenant(name, shape_of(self.quota_of(name)), now)
             self.most_tenants = max(self.most_tenants, len(self.tenants))
-            self._fade(tenant, now)
         return tenant
 
     def _fade(self, tenant: Tenant, now: int) -> None:

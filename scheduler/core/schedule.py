@@ -7,7 +7,7 @@ processed at the time at which they happened, however late anybody calls, and ch
 
 from __future__ import annotations
 
-from scheduler.core.entry import EXPIRED, Entry, RUNNING
+from scheduler.core.entry import EXPIRED, RUNNING, Entry
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.core.changes import Changes
-from scheduler.core.entry import ENDED, Entry, REFUSED, RUNNING, State, WAITING
+from scheduler.core.entry import ENDED, REFUSED, RUNNING, WAITING, Entry, State
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.quota import Cost, Usage

@@ -14,7 +14,6 @@ from scheduler import (
     DeadlineExceeded,
     ErrRateLimited,
     Grant,
-    Job,
     QuotaExceeded,
     Scheduler,
     SchedulerError,
@@ -22,7 +21,7 @@ from scheduler import (
 from scheduler.http.answers import ANONYMOUS, ANSWERED, UNKNOWN, Answer, answer, build, levels_for
 from scheduler.http.headers import RETRY_AFTER_MAX_S, limit_headers, retry_after_seconds
 from scheduler.http.incoming import Buffers, Incoming
-from scheduler.runtime.grant import current_job
+from scheduler.runtime.grant import current_grant
 
 PATIENCE_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 """Seconds for which Anthropic's SDKs wait for an answer; the first that is there counts."""
@@ -174,7 +173,7 @@ class WaitlineMiddleware:
             if _is_last(message):
                 grant.settle(grant.usage)
 
-        token = current_job.set(Job(grant, []))
+        token = current_grant.set(grant)
         try:
             await self.app(scope, receive, send_and_settle)
         except ANSWERED as error:
@@ -182,7 +181,7 @@ class WaitlineMiddleware:
                 raise
             await self._refuse(error, scope, send)
         finally:
-            current_job.reset(token)
+            current_grant.reset(token)
             grant.settle(grant.usage)
 
     async def _with_limits(self, message: Message, grant: Grant) -> list[tuple[bytes, bytes]]:

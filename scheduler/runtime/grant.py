@@ -8,7 +8,7 @@ from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from scheduler.core.entry import Entry, NEW, WAITING
+from scheduler.core.entry import NEW, WAITING, Entry
 from scheduler.core.policy import Cause, Policy
 from scheduler.core.quota import NS, ONE, Cost, Usage, instance
 
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 Prompt = str | list[dict[str, Any]]
 """A text, or a list of Messages-API content."""
 
-current_job: ContextVar[Job | None] = ContextVar("current_job", default=None)
-"""The job whose handler runs in this context: how a hook finds the grant that covers its message."""
+current_grant: ContextVar[Grant | None] = ContextVar("current_grant", default=None)
+"""The grant under which this context runs, or ran: how a hook finds the one that covers its message.
+
+It may stay behind when the work is over: whoever looks must see that it is still running.
+"""
 
 
 class Grant(Entry):
@@ -33,6 +36,8 @@ class Grant(Entry):
 
     usage: Usage | None = None
     watched = False
+    free_message: bool = True
+    """Whether it still covers a message that a hook sees."""
 
     def __init__(self, scheduler: Scheduler, name: str, gate_name: str, policy: Policy, cost: Cost) -> None:
         # What Entry.__init__ does, said again: this is made once a call, and the extra frame shows.
@@ -97,12 +102,10 @@ class Job:
 
     attempt: int = 1
     tries: int = 1  # attempts, and the tries that an upstream refused, which are not counted as attempts
-    free_message: bool = True
     stopped: str | None = None
     """Why its run was interrupted: timeout, run_timeout, cancelled, closed."""
     cancelling: int | None = None
     """How often others had cancelled its task when the interruption did."""
-    alarm: asyncio.TimerHandle | None = None
 
     def __init__(self, grant: Grant, prompt: Prompt, timeout: float | None = None) -> None:
         self.grant = grant

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Coroutine, Generator
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from types import CoroutineType, TracebackType, coroutine
+from typing import Any, Self
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING, WAITING
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NS, Usage, nanoseconds, positive, whole
-from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, Retry, SchedulerClosed, SchedulerError
+from scheduler.errors import (
+    DeadlineExceeded,
+    ErrRateLimited,
+    JobFailed,
+    Retry,
+    SchedulerClosed,
+    SchedulerError,
+)
 from scheduler.runtime.clock import Clock
-from scheduler.runtime.grant import Grant, Handler, Job, Ticket, current_job, is_cancelled
+from scheduler.runtime.grant import Grant, Handler, Job, Ticket, current_grant, is_cancelled
 from scheduler.runtime.turns import Turns
 
 NOTHING = Usage(0, 0, 0)
+
+
+@coroutine
+def _resume(steps: Coroutine[Any, Any, Any], yielded: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine that has already been stepped once, and yielded `yielded`."""
+    try:
+        while True:
+            try:
+                sent = yield yielded
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:
+                yielded = steps.throw(error)
+            else:
+                yielded = steps.send(sent)
+    except StopIteration as done:
+        return done.value
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
 
 
 class Jobs(Turns):
@@ -37,6 +67,7 @@ class Jobs(Turns):
         self._quiet = asyncio.Event()
         self._starting = False
         self._cancelling = False
+        self.jobs = 0
         self.done = 0
 
     # --- life ---------------------------------------------------------------------------------------
@@ -94,14 +125,9 @@ class Jobs(Turns):
             self._quiet.set()
 
     @property
-    def jobs(self) -> int:
-        """Handlers that run now."""
-        return len(self._runs)
-
-    @property
     def _busy(self) -> bool:
         """Whether any job waits, is about to resume, or runs."""
-        return bool(self.engine.waiting or self.resuming or self._runs)
+        return bool(self.engine.waiting or self.resuming or self.jobs)
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -160,21 +186,29 @@ class Jobs(Turns):
 
     async def perform(self, job: Job, offered: bool) -> Any:
         """Wait for a job's turn unless it had it, try until there is a result or a failure, and settle."""
-        grant, runs = job.grant, self._runs
-        if not offered and not self.offer(grant):
+        grant = job.grant
+        waited = offered or not self.offer(grant)
+        if waited and not offered:
             await self.turn(grant)
         while True:
-            outer = current_job.get()
-            current_job.set(job)
-            runs[job] = asyncio.current_task()
+            outer = current_grant.get()
+            current_grant.set(grant)
+            self.jobs += 1
             try:
-                if self._watch is None or grant.deadline is not None or job.stopped or self._cancelling:
-                    self._begin(job)
-                result = await self._handler(job)
-                if job.stopped is not None:
-                    self._explain(job, None)
+                if waited:
+                    self._still_wanted(job)
+                steps = self._handler(job)
+                if steps.__class__ is not CoroutineType:
+                    steps = _awaited(steps)
+                try:
+                    yielded = steps.send(None)
+                except StopIteration as done:
+                    result = done.value
+                else:
+                    result = await self._go_on(job, steps, yielded)
             except Retry as retry:
                 await self._again(job, retry)
+                waited = True
             except BaseException as error:
                 self._fail(job, error)
                 raise
@@ -183,41 +217,60 @@ class Jobs(Turns):
                 self.settle_grant(grant, grant.usage)
                 return result
             finally:
-                current_job.set(outer)  # not `reset`, which a coroutine closed from elsewhere may not do
-                runs.pop(job, None)
-                if job.alarm is not None:
-                    job.alarm.cancel()
+                self.jobs -= 1
+                if outer is not None:
+                    # Not `reset`, which a coroutine that is closed from elsewhere may not do.
+                    current_grant.set(outer)
                 if self.closed:
                     self.changed()
 
-    def _fail(self, job: Job, error: BaseException) -> None:
-        """Settle a job that ends without a result, and raise what an interruption means to its caller."""
-        try:
-            if job.stopped is not None and not isinstance(error, SchedulerError):
-                self._explain(job, error)
-        except SchedulerError as meaning:
-            error = meaning
-            raise
-        finally:
-            self.counts["cancelled" if _is_cancelling(error) else "failed"] += 1
-            self.settle_grant(job.grant, job.grant.usage)
-
-    # --- time limits --------------------------------------------------------------------------------
-
-    def _begin(self, job: Job) -> None:
-        """Before a try: watch its time limits. Raises if nobody wants it any more."""
-        loop, grant = asyncio.get_running_loop(), job.grant
+    def _still_wanted(self, job: Job) -> None:
+        """Raise, and give everything back, if a job was interrupted between its grant and its start."""
         if self._cancelling and job.stopped is None:
             job.stopped = "closed"
         if job.stopped is not None:
-            grant.usage = NOTHING
+            job.grant.usage = NOTHING
             job.attempt -= 1
             self._explain(job, None)
-        if grant.deadline is not None:
-            left = max(0, grant.deadline - self._now()) / NS
-            job.alarm = loop.call_at(loop.time() + left, self.interrupt, job, "timeout")
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        """Settle a job that ends without a result."""
+        self.counts["cancelled" if _is_cancelling(error) else "failed"] += 1
+        self.settle_grant(job.grant, job.grant.usage)
+
+    # --- time limits --------------------------------------------------------------------------------
+
+    async def _go_on(self, job: Job, steps: Coroutine[Any, Any, Any], yielded: Any) -> Any:
+        """Let a handler that has suspended go on, within its time limits.
+
+        Most of what it costs to bound a call is not worth its while for a handler that returns at once.
+        """
+        loop, deadline, alarm = asyncio.get_running_loop(), job.grant.deadline, None
+        self._runs[job] = asyncio.current_task()
+        if self._cancelling:
+            self.interrupt(job, "closed")
         if self._watch is None:
             self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue)
+        if deadline is not None:
+            left = max(0, deadline - self._now()) / NS
+            alarm = loop.call_at(loop.time() + left, self.interrupt, job, "timeout")
+        try:
+            result = await _resume(steps, yielded)
+            if job.stopped is not None:
+                self._explain(job, None)
+            return result
+        except Exception as error:
+            if job.stopped is not None and not isinstance(error, SchedulerError):
+                self._explain(job, error)
+            raise
+        except asyncio.CancelledError as error:
+            if job.stopped is not None:
+                self._explain(job, error)
+            raise
+        finally:
+            del self._runs[job]
+            if alarm is not None:
+                alarm.cancel()
 
     def _overdue(self) -> None:
         """Interrupt what has run for too long. One timer serves all runs, and few tries ever see it."""
@@ -264,9 +317,9 @@ class Jobs(Turns):
     async def _again(self, job: Job, retry: Retry) -> None:
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
         grant, now = job.grant, self._now()
-        if job.stopped is not None:
+        if self._cancelling:
             self._fail(job, retry)
-        del self._runs[job]
+            raise SchedulerClosed("the scheduler was closed while the job ran") from retry.__cause__
         again = now + nanoseconds("after", retry.after)
         if retry.pause_gate and again > grant.gate.paused_until:
             self.engine.pause(now, grant.gate.name, again)
@@ -283,12 +336,14 @@ class Jobs(Turns):
                 raise DeadlineExceeded(job.tenant, "timeout", job.timeout or 0.0) from retry.__cause__
             if retry.refused:
                 self.refusals[refusal.reason] += 1
-                raise ErrRateLimited(job.tenant, refusal.reason, refusal.retry_after / NS) from retry.__cause__
+                raise ErrRateLimited(
+                    job.tenant, refusal.reason, refusal.retry_after / NS
+                ) from retry.__cause__
             raise JobFailed(job.tenant, kind, job.attempt) from retry.__cause__
         self.counts["retried"] += 1
         job.attempt += not retry.refused
         job.tries += 1
-        job.free_message = True
+        grant.free_message = True
         grant.usage = None
         # Told only once it waits: a job that goes back at once resumes in its place among those that moved.
         asyncio.get_running_loop().call_soon(self.changed)

@@ -13,6 +13,7 @@ from scheduler.core.entry import RUNNING
 from scheduler.core.policy import Policy
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance, positive, whole
 from scheduler.runtime.arguments import (
+    MAX_TENANT,
     check_priority,
     check_prompt,
     check_tenant,
@@ -20,7 +21,7 @@ from scheduler.runtime.arguments import (
     chooser,
 )
 from scheduler.runtime.clock import Clock, MonotonicClock
-from scheduler.runtime.grant import Grant, Handler, Job, Prompt, QueuedGrant, Ticket, current_job
+from scheduler.runtime.grant import Grant, Handler, Job, Prompt, QueuedGrant, Ticket, current_grant
 from scheduler.runtime.jobs import Jobs
 from scheduler.runtime.values import Quote, Statistics
 
@@ -112,7 +113,9 @@ class Scheduler(Jobs):
         `DeadlineExceeded`, `JobFailed` (a handler that asked for `Retry` too often), `SchedulerClosed`,
         ValueError or TypeError for a bad argument, and whatever else the handler raises, unchanged.
         """
-        grant = self._ask(Grant, tenant, session, timeout, policy, priority, cost, gate)
+        grant = self._ask(Grant, tenant, policy, cost, gate)
+        if session is not None or timeout is not None or priority != 0:
+            self._refine(grant, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._max_prompt_bytes)
@@ -131,7 +134,8 @@ class Scheduler(Jobs):
         gate: str | None = None,
     ) -> Ticket:
         """Like `submit`, but return a `Ticket` at once; the handler runs in the scheduler's task group."""
-        grant = self._ask(QueuedGrant, tenant, session, timeout, policy, priority, cost, gate)
+        grant = self._ask(QueuedGrant, tenant, policy, cost, gate)
+        self._refine(grant, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._max_prompt_bytes)
@@ -157,13 +161,17 @@ class Scheduler(Jobs):
         Arguments and errors are those of `submit`; `timeout` bounds the wait. The block may call
         ``grant.settle(usage)`` itself.
         """
-        return self._ask(Grant, tenant, None, timeout, policy, priority, cost, gate)
+        grant = self._ask(Grant, tenant, policy, cost, gate)
+        if timeout is not None or priority != 0:
+            self._refine(grant, None, timeout, priority)
+        return grant
 
     async def quote(
         self, tenant: str, *, cost: Cost | None = None, priority: float = 0, gate: str | None = None
     ) -> Quote:
         """What a job would get if it were submitted now. Leaves no trace."""
-        grant = self._ask(Grant, tenant, None, None, None, priority, cost, gate)
+        grant = self._ask(Grant, tenant, None, cost, gate)
+        self._refine(grant, None, None, priority)
         now = self._now()
         outlook = self.engine.quote(now, tenant, grant.gate_name, grant)
         self.changed()
@@ -175,35 +183,31 @@ class Scheduler(Jobs):
         )
 
     def _ask(
-        self,
-        kind: type[G],
-        tenant: str,
-        session: str | None,
-        timeout: float | None,
-        policy: Policy | None,
-        priority: float,
-        cost: Cost | None,
-        gate: str | None,
+        self, kind: type[G], tenant: str, policy: Policy | None, cost: Cost | None, gate: str | None
     ) -> G:
-        """Check the arguments of a call and make the grant that it asks for."""
-        check_tenant(tenant)
-        if gate is not None:
-            instance("gate", gate, str)
-        name = self._gate if gate is None else gate
-        if name is None or (gate is not None and gate not in self.engine.gates):
-            raise ValueError(f"gate: must be one of {sorted(self.engine.gates)}, got {gate!r}")
-        if policy is None:
-            policy = self._policy or self._policy_of(tenant)
-        else:
+        """Check the arguments that every call has, and make the grant that it asks for."""
+        if tenant.__class__ is not str or not 0 < len(tenant) <= MAX_TENANT:
+            check_tenant(tenant)
+        name = self._gate
+        if gate is not None or name is None:
+            if gate is not None and instance("gate", gate, str) in self.engine.gates:
+                name = gate
+            else:
+                raise ValueError(f"gate: must be one of {sorted(self.engine.gates)}, got {gate!r}")
+        if policy is not None:
             instance("policy", policy, Policy)
-        grant = kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
+        else:
+            policy = self._policy or self._policy_of(tenant)
+        return kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
+
+    def _refine(self, grant: Grant, session: str | None, timeout: float | None, priority: float) -> None:
+        """Check the arguments that few calls have."""
         if session is not None:
             grant.session, grant.plain = instance("session", session, str), False
         if timeout is not None:
             grant.deadline, grant.plain = self._now() + check_timeout(timeout), False
         if priority != 0:
             grant.head_start = check_priority(priority, self._max_head_start)
-        return grant
 
     # --- the hook, and the rest -----------------------------------------------------------------------
 
@@ -214,18 +218,17 @@ class Scheduler(Jobs):
         through `submit` or `enqueue` and has paid already. Later messages of such a run take permits by the
         run's key, reuse its slot, and wait even under a strict policy, since tools have acted by then.
         """
-        job = current_job.get()
-        if job is not None and job.grant.scheduler is not self:
-            job = None
-        grant = self._ask(Grant, message.tenant, None, None, None, 0, None, None if job is None else job.gate)
-        if job is not None and job.tenant == message.tenant:
-            if job.grant.state is RUNNING and job.free_message:
-                job.free_message = False
+        held = current_grant.get()
+        if held is not None and (held.scheduler is not self or held.state is not RUNNING):
+            held = None
+        grant = self._ask(Grant, message.tenant, None, None, None if held is None else held.gate.name)
+        if held is not None and held.name == message.tenant:
+            if held.free_message:
+                held.free_message = False
                 return None
-            if job.grant.state is RUNNING:
-                grant.holder, grant.plain = job.grant, False
-                if grant.policy.max_wait == 0:
-                    grant.policy = Policy()
+            grant.holder, grant.plain = held, False
+            if grant.policy.max_wait == 0:
+                grant.policy = Policy()
         if not self.offer(grant):
             await self.turn(grant)
         return grant

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 from scheduler.core.engine import Engine
-from scheduler.core.entry import ENDED, EXPIRED, Entry, RUNNING, WAITING
+from scheduler.core.entry import ENDED, EXPIRED, RUNNING, WAITING, Entry
 from scheduler.core.policy import Outlook, Reason, Refusal
 from scheduler.core.quota import NS, Usage
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
@@ -57,13 +57,15 @@ class Turns:
         refusal = engine.offer(self._now(), grant.name, grant.gate_name, grant)
         if engine.moved:
             self._tell()
+        if grant.state is RUNNING:
+            return not self.resuming
         events = engine.events.items
         if events and events[0][0] < self._armed:
             self._arm()
         if refusal is not None:
             self.refusals[refusal.reason] += 1
             raise self._error(grant, refusal)
-        return grant.state is RUNNING and not self.resuming
+        return False
 
     async def turn(self, grant: Grant, told: bool = True) -> None:
         """Wait for the turn of a grant that was offered. A cancellation gives back what it holds.
