@@ -13,6 +13,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Protocol
 
 from scheduler.core.quota import NS
@@ -65,12 +66,14 @@ class LoopTimer:
         self._callback = callback
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
+        # Not the context of whoever arms it, which would be kept alive by the timer.
+        self._context = copy_context()
 
     def arm(self, when: int) -> None:
         """Replace the pending call by one at `when`."""
         self.close()
         delay = max(0, when - self._clock.now()) / NS
-        self._handle = self._loop.call_at(self._loop.time() + delay, self._callback)
+        self._handle = self._loop.call_at(self._loop.time() + delay, self._callback, context=self._context)
 
     def close(self) -> None:
         """Cancel the pending call."""

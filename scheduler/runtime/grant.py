@@ -164,22 +164,24 @@ class QueuedGrant(Grant):
 
     __slots__ = ("ticket",)
 
-    ticket: Ticket
+    ticket: Ticket | None
+    """Who waits for its result; None once that is there, so that the two let go of each other."""
     watched = True
 
     def granted(self) -> bool:
         """Start the handler in the scheduler's task group, or go on with it after a retry."""
         if self.future is not None:
             return super().granted()
-        self.scheduler.start(self.ticket)
+        if self.ticket is not None:
+            self.scheduler.start(self.ticket)
         return True
 
     def failed(self, error: Exception) -> None:
         """Let whoever asks for the result know."""
         if self.future is not None:
             super().failed(error)
-        else:
-            self.scheduler.abandon(self.ticket, error)
+        elif self.ticket is not None:
+            self.ticket.finish(error)
 
 
 class Ticket:
@@ -259,6 +261,8 @@ class Ticket:
         """Record the outcome, once."""
         if self._outcome.done():
             return
+        if isinstance(self.job.grant, QueuedGrant):
+            self.job.grant.ticket = None
         if error is None:
             self._outcome.set_result(result)
         else:

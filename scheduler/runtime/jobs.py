@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Generator
+from contextvars import copy_context
 from functools import partial
 from types import CoroutineType, TracebackType, coroutine
 from typing import Any, Self
@@ -64,6 +65,8 @@ class Jobs(Turns):
         self._group: asyncio.TaskGroup | None = None
         self._runs: dict[Job, asyncio.Task[Any] | None] = {}
         self._watch: asyncio.TimerHandle | None = None
+        # That of the watch, which must keep no job's context alive.
+        self._context = copy_context()
         self._quiet = asyncio.Event()
         self._starting = False
         self._cancelling = False
@@ -166,10 +169,6 @@ class Jobs(Turns):
             ticket.finish(SchedulerClosed("the task of the job was cancelled"))
             raise
 
-    def abandon(self, ticket: Ticket, error: Exception) -> None:
-        """An enqueued job that never ran waits no more."""
-        ticket.finish(error)
-
     def cancel(self, ticket: Ticket) -> bool:
         """Withdraw a job, or cancel its handler. False if it is over."""
         job, grant = ticket.job, ticket.job.grant
@@ -250,7 +249,7 @@ class Jobs(Turns):
         if self._cancelling:
             self.interrupt(job, "closed")
         if self._watch is None:
-            self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue)
+            self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue, context=self._context)
         if deadline is not None:
             left = max(0, deadline - self._now()) / NS
             alarm = loop.call_at(loop.time() + left, self.interrupt, job, "timeout")
@@ -284,7 +283,9 @@ class Jobs(Turns):
                 soonest = due
         if soonest is not None:
             loop = asyncio.get_running_loop()
-            self._watch = loop.call_at(loop.time() + (soonest - now) / NS, self._overdue)
+            self._watch = loop.call_at(
+                loop.time() + (soonest - now) / NS, self._overdue, context=self._context
+            )
 
     def interrupt(self, job: Job, reason: str) -> None:
         """Cancel a running handler for a reason, once it has come to rest."""
