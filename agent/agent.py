@@ -199,7 +199,6 @@ class Agent:
         upstream that is worth a repeat becomes `Retry`, unless a tool has acted.
         """
         run = Run(self._setup, own_copy(job.prompt), job.tenant, job=job)
-        repeated = False
         try:
             async with aclosing(await self._deltas_of(run, job)) as deltas:
                 async for _ in deltas:
@@ -208,10 +207,9 @@ class Agent:
             retry = None if run.acted or error is not run.failure else self._retry(error, job)
             if retry is None:
                 raise
-            repeated = True
             raise retry from error
         finally:
-            if run.unpaid is not None and not repeated:
+            if run.unpaid is not None:
                 job.settle(run.unpaid)
         return run.reply
 

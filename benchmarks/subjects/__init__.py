@@ -15,6 +15,7 @@ OFF = " (collector off)"
 SUBJECTS: dict[str, type[Subject]] = {
     "waitline": ours.Waitline,
     "waitline submit": ours.WaitlineSubmit,
+    "waitline, max_running 1,000,000": ours.WaitlineSlots,
     "waitline, loop timer": ours.WaitlineLoop,
     "waitline, timerfd": ours.WaitlineTimerfd,
     "ideal": ours.IdealSubject,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any, ClassVar
 
 from benchmarks.ideal import Bucket, Ideal
 from benchmarks.measure import Log, NotPossible, now
@@ -22,12 +23,14 @@ class Waitline(Subject):
 
     distribution = "waitline"
     timerfd: bool | None = None
+    settings: ClassVar[dict[str, Any]] = {}
+    """What differs from the defaults of `Scheduler`."""
 
     def __init__(self, load: Load) -> None:
         super().__init__(load)
         self.scheduler = Scheduler(
-            handler, quotas=self._quotas(), policy=self._policy(), clock=self._clock()
-        )  # everything else by default
+            handler, quotas=self._quotas(), policy=self._policy(), clock=self._clock(), **self.settings
+        )
 
     def _quotas(self) -> Quota | Callable[[str], Quota]:
         load = self.load
@@ -117,6 +120,12 @@ class WaitlineSubmit(Waitline):
     async def one(self, tenant: str, log: Log, number: int) -> None:
         await self.scheduler.submit(tenant, PROMPT)
         log.append((now(), number))
+
+
+class WaitlineSlots(Waitline):
+    """As many jobs at once as there are waiters, instead of 256."""
+
+    settings: ClassVar[dict[str, Any]] = {"max_running": 1_000_000}
 
 
 class WaitlineLoop(Waitline):

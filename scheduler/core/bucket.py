@@ -33,12 +33,14 @@ class Scale:
     """Units in one permit (q)."""
     capacity: int
     """Units that the full bucket holds."""
+    room: int
+    """Units that the full bucket holds when one permit is gone."""
 
     @classmethod
     def of(cls, rate: Rate, burst: int) -> Scale:
         """Compile a rate with the burst that it has where it is used."""
         p, q = rate.per_nanosecond
-        return cls(p, q, burst * q)
+        return cls(p, q, burst * q, (burst - 1) * q)
 
     def full(self, now: int) -> int:
         """The state of a bucket that is full at `now` (nanoseconds)."""

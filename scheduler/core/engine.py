@@ -52,8 +52,26 @@ class Engine(Settling):
             self._advance(now)
         entry.tenant = tenant = self.tenants.get(tenant_name) or self._tenant(tenant_name, now)
         entry.gate = gate = self.gates[gate_name]
-        if entry.plain and not self.waiting and self._at_once(entry, tenant, gate, now):
-            return None
+        if entry.plain and not self.waiting and not gate.zeros and gate.paused_until <= now:
+            # Nearly every call: one request, one bucket at most in its way, and nobody in line anywhere.
+            # Said here in one piece; everything else is decided below, and decides this the same way.
+            only, root = tenant.shape.only, self.root
+            if only is not None and tenant.free > 0 and gate.free > 0 and root.free > 0:
+                zeros, at = tenant.zeros, only.p * now
+                exact = zeros[0] + only.unit
+                if exact <= at:
+                    floor = (at if exact <= at - only.p else exact) - only.room
+                    zeros[0] = exact if exact > floor else floor
+                    tenant.free -= 1
+                    gate.free -= 1
+                    root.free -= 1
+                    self.granted += 1
+                    self.sequence = entry.sequence = self.sequence + 1
+                    entry.arrival = entry.promised = entry.slot = now
+                    entry.state = RUNNING
+                    return None
+                if entry.policy.max_wait_ns == 0 and tenant.placed is not None:
+                    return self._refused(entry, refuse_plain(entry, tenant, gate, only, now))
         never = tenant.shape.never(entry.cost) or gate.shape.never(entry.cost)
         if never is not None:
             return self._refused(entry, Refusal(Reason.NEVER, 0, never))
@@ -72,29 +90,6 @@ class Engine(Settling):
         if self.touched:
             self._flush(now, now)
         return None
-
-    def _at_once(self, entry: Entry, tenant: Tenant, gate: Gate, now: int) -> bool:
-        """The plain case of what follows in `offer`, in one piece, because nearly every call is it.
-
-        One request, one bucket, a gate that has no buckets and is not paused, nobody in line anywhere.
-        """
-        only, root = tenant.shape.only, self.root
-        if only is None or gate.zeros or tenant.free <= 0 or gate.free <= 0 or root.free <= 0:
-            return False
-        zeros, at, amount = tenant.zeros, only.p * now, tenant.shape.one[0]
-        exact = zeros[0] + amount
-        if exact > at or gate.paused_until > now or amount > only.capacity:
-            return False
-        floor = (at if exact <= at - only.p else exact) - only.capacity + amount
-        zeros[0] = exact if exact > floor else floor
-        tenant.free -= 1
-        gate.free -= 1
-        root.free -= 1
-        self.granted += 1
-        self.sequence = entry.sequence = self.sequence + 1
-        entry.arrival = entry.promised = entry.slot = now
-        entry.state = RUNNING
-        return True
 
     def _startable(self, entry: Entry, now: int) -> bool:
         """Whether a job can start at once: nothing stands in front of it, and all it needs is there."""
@@ -126,10 +121,6 @@ class Engine(Settling):
     def _wait(self, entry: Entry, now: int) -> Refusal | None:
         """Judge a job that cannot start at once, and put it in line if it may wait."""
         tenant, gate, policy = entry.tenant, entry.gate, entry.policy
-        if policy.max_wait_ns == 0 and entry.plain and not gate.lines:
-            plain = refuse_plain(entry, tenant, gate, self.root, now)
-            if plain is not None:
-                return self._refused(entry, plain)
         outlook, run = self._outlook(entry, now)
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.

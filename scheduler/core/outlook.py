@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from scheduler.core.account import SLOT_FLOOR, Account, Projection
+from scheduler.core.bucket import Scale
 from scheduler.core.entry import WAITING, Entry
 from scheduler.core.fairness import fair_cost
 from scheduler.core.gate import Gate
@@ -146,23 +147,10 @@ def refuse(
     return Refusal(reason, start - now)
 
 
-def refuse_plain(entry: Entry, tenant: Tenant, gate: Gate, root: Account, now: int) -> Refusal | None:
-    """The plain case of `refuse`, in one piece, because nearly every strict refusal is it.
-
-    One request, nobody in line, and only the tenant's one bucket in the way. None if it is not that.
-    """
-    only = tenant.shape.only
-    if only is None or gate.zeros or gate.paused_until > now or tenant.lines or tenant.placed is None:
-        return None
-    if tenant.free <= 0 or gate.free <= 0 or root.free <= 0:
-        return None
-    zero, full = tenant.zeros[0], only.p * now - only.capacity
-    bound = entry.policy.max_queue
+def refuse_plain(entry: Entry, tenant: Tenant, gate: Gate, only: Scale, now: int) -> Refusal:
+    """The plain case of `refuse`: one request, nobody in line, only the tenant's one bucket in the way."""
+    zero, full, bound = tenant.zeros[0], only.p * now - only.capacity, entry.policy.max_queue
     start = tenant.echo(gate.name, now).queue_one(
-        only,
-        zero if zero > full else full,
-        tenant.shape.one[0],
-        bound if bound > ECHO_LEAST else ECHO_LEAST,
-        now,
+        only, zero if zero > full else full, bound if bound > ECHO_LEAST else ECHO_LEAST, now
     )
     return Refusal(STRICT, start - now)

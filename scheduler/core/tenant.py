@@ -83,16 +83,20 @@ class Echo:
         self.zeros, self.time, self.last = run.zeros, run.time, start
         return start
 
-    def queue_one(self, scale: Scale, zero: int, amount: int, bound: int, now: int) -> int:
-        """The same as `queue` for a tenant with one bucket, at `zero`, that nothing else holds up."""
-        behind = max(zero, self.zeros[0])
-        least = -(-(zero + amount) // scale.p)
-        start = max(-(-(behind + amount) // scale.p), self.time)
-        if self.last > now and start <= self.last:
+    def queue_one(self, scale: Scale, zero: int, bound: int, now: int) -> int:
+        """The same as `queue` for one request at one bucket, at `zero`, that nothing else holds up."""
+        behind, unit, p = self.zeros[0], scale.unit, scale.p
+        if zero > behind:
+            behind = zero
+        start = -(-(behind + unit) // p)
+        if start < self.time:
+            start = self.time
+        if start <= self.last > now:
             start = self.last + 1
-        if start - least > bound * -(-amount // scale.p):
-            return self._inside(least, bound * -(-amount // scale.p))
-        self.zeros[0] = scale.charge(behind, start, amount)
+        least = -(-(zero + unit) // p)
+        if start - least > bound * -(-unit // p):
+            return self._inside(least, bound * -(-unit // p))
+        self.zeros[0] = scale.charge(behind, start, unit)
         self.time = self.last = start
         return start
 

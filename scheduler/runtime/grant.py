@@ -80,7 +80,8 @@ class Grant(Entry):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.scheduler.settle_grant(self, None)
+        if not self.scheduler.engine.finish(self):
+            self.scheduler.settle_grant(self, None)
 
     def granted(self) -> bool:
         """Tell the waiting caller; False if it is no longer there (its cancellation gives the grant back)."""

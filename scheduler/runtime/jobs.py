@@ -185,10 +185,11 @@ class Jobs(Turns):
 
     async def perform(self, job: Job, offered: bool) -> Any:
         """Wait for a job's turn unless it had it, try until there is a result or a failure, and settle."""
-        grant = job.grant
-        waited = offered or not self.offer(grant)
-        if waited and not offered:
+        grant, waited = job.grant, True
+        if not offered and not self.offer(grant):
             await self.turn(grant)
+        elif not offered:
+            waited = False
         while True:
             outer = current_grant.get()
             current_grant.set(grant)
@@ -213,11 +214,12 @@ class Jobs(Turns):
                 raise
             else:
                 self.done += 1
-                self.settle_grant(grant, grant.usage)
+                if grant.usage is not None or not self.engine.finish(grant):
+                    self.settle_grant(grant, grant.usage)
                 return result
             finally:
                 self.jobs -= 1
-                if outer is not None:
+                if outer is not None and outer.state is RUNNING:
                     # Not `reset`, which a coroutine that is closed from elsewhere may not do.
                     current_grant.set(outer)
                 if self.closed:

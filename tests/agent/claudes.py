@@ -79,7 +79,8 @@ class CountedGrant(Grant):
 class InMemoryClaude(httpx2.AsyncBaseTransport):
     """Answers without a socket: every piece of an answer takes one turn of the loop and no time.
 
-    `answers` are used up in order, the last one for ever: a list of content blocks, or a status with headers.
+    `answers` are used up in order, the last one for ever: a list of content blocks (or of the bytes of their
+    events), or a status with headers.
     `arrivals` are times of the loop.
     """
 
@@ -94,9 +95,8 @@ class InMemoryClaude(httpx2.AsyncBaseTransport):
         if isinstance(answer, tuple):
             status, headers = answer
             return httpx2.Response(status, headers=headers, json={"type": "error", "error": {}})
-        return httpx2.Response(
-            200, headers={"content-type": "text/event-stream"}, stream=Pieces(events(answer))
-        )
+        pieces = answer if isinstance(answer[0], bytes) else events(answer)
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=Pieces(pieces))
 
 
 class Pieces(httpx2.AsyncByteStream):

@@ -25,7 +25,7 @@ from scheduler.testing import Fault
 from scheduler.testing.claude.damage import ResetMidStream, Truncate
 from scheduler.testing.claude.effects import Effect, ErrorStatus, Overloaded, Ramp, RateLimited, SpendCap
 from scheduler.testing.virtual import VirtualClock, run_virtual
-from tests.agent.claudes import InMemoryClaude, connected, in_memory, quick, tool
+from tests.agent.claudes import InMemoryClaude, connected, events, in_memory, quick, tool
 
 LOOK = ["Wait.", {"name": "look"}]
 DONE = ["Seen."]
@@ -333,6 +333,17 @@ def test_what_a_refused_try_used_is_not_taken_for_the_next_ones() -> None:
                 await scheduler.submit("acme", "hello", cost=Cost(1, 50, 20))
             assert len(claude.arrivals) == 2
             assert await used(scheduler) == (1, 50, 20)
+
+    run_virtual(main())
+
+
+def test_the_last_try_is_settled_with_what_is_known() -> None:
+    async def main() -> None:
+        cut = events(["Hello."])[:3]
+        async with scheduled(cut, quotas=WIDE, max_attempts=1) as (_, _, scheduler):
+            with pytest.raises(JobFailed, match="truncated_stream"):
+                await scheduler.submit("acme", "hello", cost=Cost(1, 50, 20))
+            assert await used(scheduler) == (1, 10, 2)
 
     run_virtual(main())
 
