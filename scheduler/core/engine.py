@@ -11,7 +11,7 @@ from scheduler.core.account import Projection, shape_of
 from scheduler.core.entry import RUNNING, WAITING, Entry
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
-from scheduler.core.outlook import Ahead, expect, refuse, refuse_plain, run_to
+from scheduler.core.outlook import Ahead, expect, refuse, refuse_plain, run_to, slot_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
 from scheduler.core.register import EXPIRE, RETURN
 from scheduler.core.settling import Settling
@@ -121,6 +121,8 @@ class Engine(Settling):
     def _wait(self, entry: Entry, now: int) -> Refusal | None:
         """Judge a job that cannot start at once, and put it in line if it may wait."""
         tenant, gate, policy = entry.tenant, entry.gate, entry.policy
+        if entry.plain and not gate.zeros and gate.paused_until <= now and self._wait_behind(entry, now):
+            return None
         outlook, run = self._outlook(entry, now)
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.
@@ -144,6 +146,47 @@ class Engine(Settling):
         if not self._join_session(line, entry):
             self._join_line(line, entry, now)
         return None
+
+    def _wait_behind(self, entry: Entry, now: int) -> bool:
+        """The plain case of `_wait`, in one piece: let a job join at the back, behind jobs of its own line only.
+
+        One bucket, no run under way in the line. False, and nothing done, if it is not that.
+        """
+        tenant, gate, policy = entry.tenant, entry.gate, entry.policy
+        only, lines, bound = tenant.shape.only, tenant.lines, entry.policy.max_wait_ns
+        if only is None or len(lines) > 1:
+            return False
+        line = lines.get(gate.name)
+        length = 0 if line is None else line.length
+        if length >= policy.max_queue or self.waiting >= self.max_waiting:
+            return False
+        if line is None:
+            if lines:
+                return False
+        elif line.continuations or not line.is_last(entry.key):
+            return False
+        zero, full = tenant.zeros[0], only.p * now - only.capacity
+        behind = (zero if zero > full else full) + (0 if line is None else line.work[0])
+        start = -(-(behind + only.unit) // only.p)
+        if start < now:
+            start = now
+        expected = start
+        if tenant.free <= 0 or gate.free <= 0 or self.root.free <= 0:
+            expected = slot_start(entry, now, start, self.root, length, self.waiting)
+        if bound is not None and expected - now > bound:
+            return False
+        if line is None:
+            line = self._line(tenant, gate)
+        if bound is not None and (line.tightest is None or bound < line.tightest):
+            line.tightest = bound
+        entry.state, entry.promised = WAITING, start
+        self.waiting += 1
+        line.push(entry)
+        if line.front is None:
+            self._place(line, now)
+            if self.touched:
+                self._flush(now, now)
+        return True
 
     def _join_line(self, line: Line, entry: Entry, now: int) -> None:
         """Let a new job into its line: behind everybody, or by its key before some, who hear of it."""

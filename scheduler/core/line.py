@@ -132,16 +132,21 @@ class Line:
                 self.continuations.remove(entry)
             return
         self.size -= 1
-        index = 0
-        if entry is not self.blocks[0][0]:
+        block, index = self.blocks[0], 0
+        if entry is block[0]:
+            del block[0]
+        else:
             index = bisect_left(self.blocks, entry.key, key=_last_key)
-        block = self.blocks[index]
-        del block[bisect_left(block, entry.key, key=_key) if block[0] is not entry else 0]
+            block = self.blocks[index]
+            del block[bisect_left(block, entry.key, key=_key)]
         if not block:
             del self.blocks[index]
 
     def _add_work(self, entry: Entry, sign: int) -> None:
-        if not entry.paid:
+        only = self.tenant.shape.only
+        if only is not None and entry.plain and not entry.paid:
+            self.work[0] += sign * only.unit
+        elif not entry.paid:
             for index, amount in enumerate(self.tenant.shape.amounts(entry.cost)):
                 self.work[index] += sign * amount
 

@@ -88,10 +88,13 @@ class Lines(Register):
     def _place_all(self, tenant: Tenant, time: int) -> None:
         """Arrange all lines of a tenant anew: its permits go to its oldest job first, at whatever gate."""
         lines = list(tenant.lines.values())
+        if len(lines) == 1:
+            self._choose_front(lines[0], time)
+            self._stand(lines[0], time, time)
+            return
         for line in lines:
             self._choose_front(line, time)
-        if len(lines) > 1:
-            lines.sort(key=_front_key)
+        lines.sort(key=_front_key)
         reserved = time
         for line in lines:
             reserved = self._stand(line, time, reserved)
@@ -118,7 +121,11 @@ class Lines(Register):
         front, tenant = line.front, line.tenant
         if front is None:
             return reserved
-        own = time if front.paid else tenant.ready(tenant.shape.amounts(front.cost))
+        only = tenant.shape.only
+        if only is not None and front.plain and not front.paid:
+            own = -(-(tenant.zeros[0] + only.unit) // only.p)
+        else:
+            own = time if front.paid else tenant.ready(tenant.shape.amounts(front.cost))
         ready = own if own > reserved or front.paid else reserved
         if ready <= time:
             self._join_gate(line)

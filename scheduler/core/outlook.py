@@ -94,16 +94,24 @@ def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ah
         if shared > start:
             start, binds = shared, GATE
     if entry.holder is None:
-        wait = max(SLOT_FLOOR, gate.hold * ahead.session) if ahead.session else 0
-        if tenant.free <= 0:
-            wait = max(wait, tenant.slot_wait(gate.hold, position))
-        if gate.free <= 0:
-            wait = max(wait, gate.slot_wait(gate.hold, gate.standing))
-        if root.free <= 0:
-            wait = max(wait, root.slot_wait(root.hold, ahead.everyone))
-        if now + wait > start:
-            start, binds = now + wait, SLOT
+        slot = slot_start(entry, now, start, root, position, ahead.everyone)
+        if ahead.session:
+            slot = max(slot, now + max(SLOT_FLOOR, gate.hold * ahead.session))
+        if slot > start:
+            start, binds = slot, SLOT
     return Outlook(position, own, start, binds)
+
+
+def slot_start(entry: Entry, now: int, start: int, root: Account, position: int, everyone: int) -> int:
+    """When a job that needs a slot is expected to have one, by the mean holding time; not before `start`."""
+    tenant, gate = entry.tenant, entry.gate
+    if tenant.free <= 0:
+        start = max(start, now + tenant.slot_wait(gate.hold, position))
+    if gate.free <= 0:
+        start = max(start, now + gate.slot_wait(gate.hold, gate.standing))
+    if root.free <= 0:
+        start = max(start, now + root.slot_wait(root.hold, everyone))
+    return start
 
 
 def _gate_start(entry: Entry, now: int, position: int) -> int:

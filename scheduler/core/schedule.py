@@ -19,6 +19,9 @@ CATCH_UP = 50_000_000
 """Nanoseconds by which a wake-up may be late without moving a schedule (or one cost's time, if longer)."""
 
 
+SLOT = Cause.SLOT
+
+
 class Schedule(Lines):
     """How the state moves in time. `Engine` adds what callers may ask of it."""
 
@@ -81,7 +84,7 @@ class Schedule(Lines):
         if gate.placed is not None:
             self.events.drop(gate)
         if gate.eligible.first() is not None:
-            gate.delay(Cause.SLOT, time)
+            gate.late[SLOT] = time
         elif gate.holding.first() is None:
             gate.fair.end_busy_period()
 
@@ -174,9 +177,10 @@ class Schedule(Lines):
             self._place_all(entry.tenant, now)
         if gate_was_full or root_was_full:
             for gate in self.gates.values() if root_was_full else (entry.gate,):
-                gate.delay(Cause.SLOT, now)
+                gate.late[SLOT] = now
                 self.touched[gate] = None
-            self._slots_changed(now)
+            if self.runs:
+                self._slots_changed(now)
 
     # --- by itself ----------------------------------------------------------------------------------
 
