@@ -1,9 +1,9 @@
 """What bare asyncio allows: the yardstick of the other figures, and no product.
 
-One integer per tenant (the generic cell rate algorithm: the time at which the bucket would be full again, "tat"),
-one heap of tenants by the time at which their next waiter is due, one timer for all, one future per waiter.
-No checks, no slots, no gates, no statistics, no policy; a permit whose waiter is cancelled in the instant after
-its release is lost.
+One integer per tenant (the generic cell rate algorithm: the time at which the bucket would be full again,
+"tat"), one heap of tenants by the time at which their next waiter is due, one timer for all, one future per
+waiter. No checks, no slots, no gates, no statistics, no policy; a permit whose waiter is cancelled in the
+instant after its release is lost.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 NS = 1_000_000_000
@@ -19,7 +20,7 @@ now = time.monotonic_ns
 cpu = time.process_time_ns
 
 
-class NotPossible(Exception):  # noqa: N818 - it is an answer, not a failure
+class NotPossible(Exception):
     """The subject has no way to do what the case asks; the text says what is missing."""
 
 
@@ -64,7 +65,7 @@ def pacing(log: Log, expected: int, start: int, rate: int, burst: int, after: in
         "p50_ms": milliseconds(percentile(late, 0.5)),
         "p99_ms": milliseconds(percentile(late, 0.99)),
         "max_ms": milliseconds(max(late, default=None)),
-        "inversions": sum(1 for (_, one), (_, two) in zip(log, log[1:], strict=False) if two < one),
+        "inversions": sum(1 for (_, one), (_, two) in pairwise(log) if two < one),
         "early": sum(1 for number, time in enumerate(times) if time < slot(start, rate, burst, number)),
         "released": len(log),
         "expected": expected,

@@ -10,7 +10,7 @@ from benchmarks.measure import Row
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of a case: its key in the row, its heading, how it is written, and which of several runs counts."""
+    """A figure of a case: its key in the row, its heading, its format, and which of several runs counts."""
 
     key: str
     heading: str

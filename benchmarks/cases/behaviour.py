@@ -24,7 +24,7 @@ Scenario = Callable[[Subject, bool], Awaitable[tuple[float, bool]]]
 
 
 async def example(subject: Subject, quick: bool) -> tuple[float, bool]:
-    """45 callers at once at 20/s with a burst of 5: the last one is due after 2 s. Figure: mean lateness, ms."""
+    """45 callers at once at 20/s with a burst of 5: the last is due after 2 s. Figure: mean lateness, ms."""
     callers = BURST + 2 if quick else 45
     log: Log = []
     start = Start()
@@ -60,8 +60,8 @@ async def large(subject: Subject, quick: bool) -> tuple[float, bool]:
     return before, before == 0
 
 
-async def newcomer(subject: Subject, quick: bool) -> tuple[float, bool]:
-    """Five wait; the loop is busy while a permit falls due; somebody new asks. Figure: the newcomer's place."""
+async def newcomer(subject: Subject, _: bool) -> tuple[float, bool]:
+    """Five wait; the loop is busy while a permit falls due; somebody new asks. Figure: its place."""
     log = await emptied(subject)
     waiting = [asyncio.create_task(subject.one(TENANT, log, number)) for number in range(5)]
     await asyncio.sleep(0)
@@ -81,8 +81,8 @@ async def hopeless(subject: Subject, quick: bool) -> tuple[float, bool]:
     return told, told < 10
 
 
-async def retry_times(subject: Subject, quick: bool) -> tuple[float, bool]:
-    """Eight refused one after the other at 2/s. Figure: how many different times to come back they got."""
+async def retry_times(subject: Subject, _: bool) -> tuple[float, bool]:
+    """Eight refused one after the other at 2/s. Figure: how many different times they got."""
     times = await subject.retry_times(TENANT, BURST + 8)
     different = len({round(moment / STEP) for moment in times})
     return different, len(times) == 8 == different
@@ -99,7 +99,55 @@ def scene(scenario: Scenario, load: Load, name: str, quick: bool) -> Row:
     return asyncio.run(main())
 
 
-PEERS = ("aiolimiter", "asynciolimiter Limiter", "asynciolimiter leaky", "pyrate-limiter", "pyrate-limiter, buffer 0")
+PEERS = (
+    "aiolimiter",
+    "asynciolimiter Limiter",
+    "asynciolimiter leaky",
+    "pyrate-limiter",
+    "pyrate-limiter, buffer 0",
+    "throttled-py GCRA",
+    "queue + worker task",
+)
+
+FULL = Load([TENANT], RATE, burst=BURST)
+
+SCENES: tuple[tuple[str, str, Scenario, Load, Column], ...] = (
+    (
+        "example",
+        "45 callers at 20/s, burst 5: ends within 1 % of 2 s",
+        example,
+        FULL,
+        Column("figure", "mean lateness, ms", ",.1f"),
+    ),
+    (
+        "large",
+        "a large request is not overtaken by small ones",
+        large,
+        FULL,
+        Column("figure", "went before it"),
+    ),
+    (
+        "newcomer",
+        "a newcomer goes behind five who wait",
+        newcomer,
+        FULL,
+        Column("figure", "its place"),
+    ),
+    (
+        "hopeless",
+        "a hopeless deadline is told at once",
+        hopeless,
+        Load([TENANT], 1, per=10),
+        Column("figure", "told after, ms", ",.1f"),
+    ),
+    (
+        "retry",
+        "eight refused callers get eight times",
+        retry_times,
+        Load([TENANT], 2, burst=BURST),
+        Column("figure", "different times"),
+    ),
+)
 
 CASES = tuple(
     Case(
@@ -108,15 +156,9 @@ CASES = tuple(
         title=title,
         measure=partial(scene, scenario, load),
         judged=("waitline", "ideal"),
-        beside=(*PEERS, "throttled-py GCRA", "queue + worker task"),
-        columns=(Column("figure", figure, form), Column("right", "right", "yes/no")),
+        beside=PEERS,
+        columns=(figure, Column("right", "right")),
         most=1,
     )
-    for name, title, scenario, load, figure, form in (
-        ("example", "45 at 20/s, burst 5: ends within 1 % of 2 s", example, Load([TENANT], RATE, burst=BURST), "mean lateness, ms", ",.1f"),
-        ("large", "a large request is not overtaken by small ones", large, Load([TENANT], RATE, burst=BURST), "went before it", ",.0f"),
-        ("newcomer", "a newcomer goes behind five who wait", newcomer, Load([TENANT], RATE, burst=BURST), "its place", ",.0f"),
-        ("hopeless", "a hopeless deadline is told at once", hopeless, Load([TENANT], 1, per=10), "told after, ms", ",.1f"),
-        ("retry", "eight refused callers get eight times", retry_times, Load([TENANT], 2, burst=BURST), "different times", ",.0f"),
-    )
-)  # fmt: skip
+    for name, title, scenario, load, figure in SCENES
+)

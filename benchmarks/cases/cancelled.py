@@ -170,7 +170,11 @@ HALF = Case(
     ),
     columns=(
         Column("total", "survivors' total ÷ schedule", ".4f"),
-        *(column for column in COLUMNS if column.key in ("p50_ms", "p99_ms", "max_ms", "inversions", "early")),
+        *(
+            column
+            for column in COLUMNS
+            if column.key in ("p50_ms", "p99_ms", "max_ms", "inversions", "early")
+        ),
         Column("cancelled", "cancelled"),
     ),
 )
@@ -191,7 +195,8 @@ RACES = Case(
         Column("missing", "largest error of a bucket's level, permits", ".6f", worst=True),
     ),
     most=1,
-    note="Each race checks when the second waiter starts; at the end each bucket's level must be what refill and use leave.",
+    note="Each race checks when the second starts; at the end each bucket's level must be what refill and "
+    "use leave.",
 )
 
 RACES_BESIDE = Case(
@@ -203,8 +208,8 @@ RACES_BESIDE = Case(
     beside=("waitline submit", "ideal", "asynciolimiter leaky"),
     columns=RACES.columns[:-1],
     most=1,
-    note="Only limiters that take their time from the loop can be raced in virtual time; aiolimiter does, but "
-    "asks for sleeps below a nanosecond, with which virtual time does not move.",
+    note="Only limiters that take their time from the loop can be raced in virtual time; aiolimiter does, "
+    "but asks for sleeps below a nanosecond, with which virtual time does not move.",
 )
 
 CASES = (HALF, RACES, RACES_BESIDE)

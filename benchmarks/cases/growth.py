@@ -26,7 +26,7 @@ BATCH = 20
 """Grants per step of the clock: 2 ms."""
 
 WARM = 3 * NS
-"""Virtual nanoseconds before the measurement, in which the engine looks after tenants that it has just met."""
+"""Virtual nanoseconds before the measurement, in which the engine looks after tenants that are new."""
 
 ENOUGH = 1 << 40
 SIZES = tuple(10**power for power in range(2, 7))
@@ -47,7 +47,7 @@ class Population:
         self._fill([f"tenant-{number}" for number in range(tenants)], jobs // tenants, spread=not gated)
 
     def _fill(self, tenants: list[str], each: int, spread: bool) -> None:
-        """One job more than may wait, per tenant; spread, so that in the steady state no two are due at once."""
+        """One job more than shall wait, per tenant; spread, so that later no two are due at once."""
         for tenant in tenants:
             for _ in range(each + 1):
                 self._offer(tenant)
@@ -133,8 +133,8 @@ CASES = (
             measure=partial(grow, shape, gated),
             judged=tuple(f"{size:,}" for size in SIZES),
             columns=COLUMNS,
-            note="10,000 grants per second of virtual time in all, 20 per step; whoever is granted is settled "
-            "and offered anew. The collector is frozen and off.",
+            note="10,000 grants per second of virtual time in all, 20 per step; whoever is granted is "
+            "settled and offered anew. The collector is frozen and off.",
         )
         for axis, what, shape in (
             ("tenants", "by tenants with two waiting jobs each", by_tenants),

@@ -75,7 +75,13 @@ GRANTED_BESIDE = (
     "queue + worker task",
 )
 REFUSED = ("waitline", "waitline submit", "ideal", "throttled-py GCRA")
-REFUSED_BESIDE = ("aiolimiter", "asynciolimiter leaky", "asynciolimiter Limiter", "pyrate-limiter", "queue + worker task")
+REFUSED_BESIDE = (
+    "aiolimiter",
+    "asynciolimiter leaky",
+    "asynciolimiter Limiter",
+    "pyrate-limiter",
+    "queue + worker task",
+)
 
 CASES = tuple(
     Case(
@@ -89,8 +95,22 @@ CASES = tuple(
         note=note,
     )
     for kind, title, measure, judged, beside, note in (
-        ("granted", "granted at once", granted, GRANTED, GRANTED_BESIDE, "`waitline` is `async with scheduler.admit(tenant)`."),
-        ("refused", "refused at once, with the time to come back", refused, REFUSED, REFUSED_BESIDE, "waitline raises `ErrRateLimited`, which is caught; throttled-py returns a result; the ideal returns a number."),
+        (
+            "granted",
+            "granted at once",
+            granted,
+            GRANTED,
+            GRANTED_BESIDE,
+            "`waitline` is `async with scheduler.admit(tenant)`.",
+        ),
+        (
+            "refused",
+            "refused at once, with the time to come back",
+            refused,
+            REFUSED,
+            REFUSED_BESIDE,
+            "waitline raises `ErrRateLimited`; throttled-py returns a result, the ideal a number.",
+        ),
     )
     for tenants in (1, 10_000)
 )

@@ -1,4 +1,4 @@
-"""P2, and the long line of P6: many callers at once in one line. When does each start?"""
+"""P2, and the long line of P6: many callers at once in one line, and when each starts."""
 
 from __future__ import annotations
 

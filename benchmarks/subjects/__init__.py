@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from benchmarks.subjects import ours, peers
 from benchmarks.subjects.base import Load, Subject
@@ -47,4 +47,12 @@ async def opened(name: str, load: Load) -> AsyncIterator[Subject]:
 def versions() -> dict[str, str]:
     """The version of every library that is measured."""
     names = {subject.distribution for subject in SUBJECTS.values()} - {None}
-    return {name: version(name) for name in sorted(str(name) for name in names)}
+    return {name: installed(name) for name in sorted(str(name) for name in names)}
+
+
+def installed(name: str) -> str:
+    """A version; waitline itself may be run from its source tree."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "from source"

@@ -1,8 +1,11 @@
 """waitline through its public names with default settings, and the ideal prototype."""
 
+# ruff: noqa: D102 - what a subject's methods do is said once, in `Subject`
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -84,11 +87,9 @@ class Waitline(Subject):
             log.append((now(), number))
 
     async def within(self, tenant: str, seconds: float) -> None:
-        try:
+        with suppress(ErrRateLimited):
             async with self.scheduler.admit(tenant, timeout=seconds):
                 pass
-        except ErrRateLimited:
-            pass
 
     async def retry_times(self, tenant: str, callers: int) -> list[float]:
         times = []

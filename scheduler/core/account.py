@@ -42,7 +42,7 @@ class Shape:
         self.scales = tuple(
             Scale.of(rate, full_burst(name, rate)) for _, name, rate in rates if rate is not None
         )
-        self.only = self.scales[0] if len(self.scales) == 1 else None
+        self.only = self.scales[0] if self.limits == (0,) else None
         self.concurrency = UNLIMITED if quota.concurrency is None else quota.concurrency
         self.weight = exact("weight", quota.weight).as_integer_ratio()
         self.share = self.weight[0] / self.weight[1]

@@ -74,6 +74,7 @@ class Engine(Settling):
                     return self._refused(entry, refuse_plain(entry, tenant, gate, only, now))
         never = tenant.shape.never(entry.cost) or gate.shape.never(entry.cost)
         if never is not None:
+            self._fade(tenant, now)
             return self._refused(entry, Refusal(Reason.NEVER, 0, never))
         self.sequence += 1
         entry.place_in_order(now, self.sequence)

@@ -27,15 +27,16 @@ class Settling(Changes):
         self._end(entry, ENDED, now)
 
     def finish(self, entry: Entry) -> bool:
-        """End a plain grant whose estimate was right while no slot is scarce: then nobody waits for its own.
+        """End a plain grant whose estimate was right while all who wait would find a slot without its own.
 
-        False, and nothing done, if that is not the case, or if the grant's holding time should be measured
-        (each eighth is); then `settle` it.
+        The time does not matter then. False, and nothing done, if that is not the case, or if the grant's
+        holding time should be measured (each eighth is); then `settle` it.
         """
         tenant, gate, root = entry.tenant, entry.gate, self.root
         if not entry.plain or not entry.sequence & 7 or (tenant.placed is None and not tenant.lines):
             return False
-        if entry.state is not RUNNING or tenant.free <= 0 or gate.free <= 0 or root.free <= 0:
+        waiting = self.waiting
+        if entry.state is not RUNNING or tenant.free <= waiting or gate.free <= waiting or root.free <= waiting:
             return False
         entry.state = ENDED
         tenant.free += 1

@@ -88,16 +88,15 @@ class Echo:
         behind, unit, p = self.zeros[0], scale.unit, scale.p
         if zero > behind:
             behind = zero
-        start = -(-(behind + unit) // p)
-        if start < self.time:
-            start = self.time
-        if start <= self.last > now:
-            start = self.last + 1
+        own = -(-(behind + unit) // p)
+        if own < self.time:
+            own = self.time
+        start = self.last + 1 if own <= self.last > now else own
         least = -(-(zero + unit) // p)
         if start - least > bound * -(-unit // p):
             return self._inside(least, bound * -(-unit // p))
-        self.zeros[0] = scale.charge(behind, start, unit)
-        self.time = self.last = start
+        self.zeros[0] = scale.charge(behind, own, unit)
+        self.time, self.last = own, start
         return start
 
     def _inside(self, least: int, room: int) -> int:

@@ -40,7 +40,11 @@ def check_slots(engine: Engine, jobs: list[Entry]) -> None:
         assert gate.running == sum(e.gate is gate for e in running)
     for tenant in engine.tenants.values():
         assert tenant.running == sum(e.tenant is tenant for e in running)
-    assert all(engine.tenants[e.tenant.name] is e.tenant for e in jobs if e.state is State.RUNNING and e.holder is None)
+    assert all(
+        engine.tenants[e.tenant.name] is e.tenant
+        for e in jobs
+        if e.state is State.RUNNING and e.holder is None
+    )
 
 
 def check_lines(engine: Engine, waiting: list[Entry]) -> None:
@@ -56,7 +60,11 @@ def check_lines(engine: Engine, waiting: list[Entry]) -> None:
         assert line.outside == sum(e.outside for e in own)
         assert all(0 < len(block) <= BLOCK for block in line.blocks)
         amounts = [line.tenant.shape.amounts(e.cost) for e in inside if not e.paid]
-        assert line.work == [sum(column) for column in zip(*amounts, strict=True)] or not any(line.work) and not amounts
+        assert (
+            line.work == [sum(column) for column in zip(*amounts, strict=True)]
+            or (not any(line.work)
+            and not amounts)
+        )
 
 
 def check_gates(engine: Engine, waiting: list[Entry]) -> None:
@@ -79,7 +87,11 @@ def check_sessions(engine: Engine, jobs: list[Entry]) -> None:
     active: dict[tuple[str, str], int] = {}
     parked = {id(e) for behind in engine.sessions.values() for e in behind}
     for entry in jobs:
-        if entry.session is not None and entry.holder is None and entry.state in (State.WAITING, State.RUNNING):
+        if (
+            entry.session is not None
+            and entry.holder is None
+            and entry.state in (State.WAITING, State.RUNNING)
+        ):
             name = (entry.tenant.name, entry.session)
             active[name] = active.get(name, 0) + (id(entry) not in parked)
             if id(entry) in parked:
@@ -117,7 +129,11 @@ def check_front(engine: Engine, line: Line, now: int) -> None:
     assert sum(item is line.placed for item in line.agenda.items) == 1
     ready = line.tenant.ready(line.tenant.shape.amounts(line.front.cost))
     if line.agenda is engine.events:
-        older = [o.placed[0] for o in line.tenant.lines.values() if o.agenda is engine.events and o.placed and o.placed[2] < line.front.key]
+        older = [
+            o.placed[0]
+            for o in line.tenant.lines.values()
+            if o.agenda is engine.events and o.placed and o.placed[2] < line.front.key
+        ]
         assert line.placed[0] == max([ready, *older])
         assert line.placed[0] > now
     else:
@@ -140,7 +156,12 @@ def check_no_waste(engine: Engine, gate: Gate, now: int) -> None:
 
 def check_tail(engine: Engine, line: Line, now: int) -> None:
     """What is remembered of the buckets behind the line is what a fresh walk over it finds."""
-    if line.tail is None or line.agenda is not engine.events or line.placed is None or len(line.tenant.lines) > 1:
+    if (
+        line.tail is None
+        or line.agenda is not engine.events
+        or line.placed is None
+        or len(line.tenant.lines) > 1
+    ):
         return
     run = Projection(line.tenant, now)
     for entry in line:

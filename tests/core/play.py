@@ -98,9 +98,7 @@ class Play:
     def offer(self, op: Op) -> None:
         """Offer a new job."""
         deadline = None if op.timeout is None else self.now + op.timeout
-        entry = Entry(
-            op.policy, op.cost, deadline=deadline, head_start=op.head_start, session=op.session
-        )
+        entry = Entry(op.policy, op.cost, deadline=deadline, head_start=op.head_start, session=op.session)
         self.add(self.now, entry, op.tenant, op.gate)
 
     def chain(self, op: Op) -> None:
@@ -219,7 +217,14 @@ def engine(
 
 # --- what hypothesis draws ------------------------------------------------------------------------------
 
-RATES = [Rate(2, burst=5), Rate(3, burst=1), Rate(7, burst=2), Rate(1, burst=4), Rate(50, burst=3), Rate(5, per=3, burst=2)]
+RATES = [
+    Rate(2, burst=5),
+    Rate(3, burst=1),
+    Rate(7, burst=2),
+    Rate(1, burst=4),
+    Rate(50, burst=3),
+    Rate(5, per=3, burst=2),
+]
 TOKENS = [None, Rate(100, burst=300), Rate(7, burst=50), Rate(1000, per=60, burst=100)]
 
 gaps = st.one_of(
@@ -228,7 +233,9 @@ gaps = st.one_of(
 rates = st.sampled_from(RATES)
 token_rates = st.sampled_from(TOKENS)
 costs = st.builds(Cost, st.just(1), st.integers(0, 50), st.integers(0, 50))
-small_costs = st.one_of(st.just(Cost()), st.builds(Cost, st.integers(1, 2), st.integers(0, 20), st.integers(0, 9)))
+small_costs = st.one_of(
+    st.just(Cost()), st.builds(Cost, st.integers(1, 2), st.integers(0, 20), st.integers(0, 9))
+)
 usages = st.one_of(st.none(), st.builds(Usage, st.integers(0, 2), st.integers(0, 60), st.integers(0, 60)))
 quotas = st.builds(
     Quota,
@@ -243,7 +250,9 @@ policies = st.sampled_from(
 )
 
 
-def ops(kinds: Sequence[str], tenants: int = 3, gates: Sequence[str] = ("",), **fixed: Any) -> st.SearchStrategy[Op]:
+def ops(
+    kinds: Sequence[str], tenants: int = 3, gates: Sequence[str] = ("",), **fixed: Any
+) -> st.SearchStrategy[Op]:
     """One operation of the given kinds; keyword arguments replace what would be drawn."""
     drawn: dict[str, Any] = {
         "kind": st.sampled_from(list(kinds)),
@@ -261,5 +270,10 @@ def ops(kinds: Sequence[str], tenants: int = 3, gates: Sequence[str] = ("",), **
         "refused": st.booleans(),
         "quota": quotas,
     }
-    drawn.update({name: st.just(value) if not isinstance(value, st.SearchStrategy) else value for name, value in fixed.items()})
+    drawn.update(
+        {
+            name: st.just(value) if not isinstance(value, st.SearchStrategy) else value
+            for name, value in fixed.items()
+        }
+    )
     return st.builds(Op, **drawn)

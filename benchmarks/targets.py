@@ -1,0 +1,169 @@
+"""The targets P1 to P6: which figure is held against what, its floor and its goal.
+
+A floor that is missed fails the run; a goal is where waitline wants to be. Times are ratios to a peer or to
+the ideal in the same run, repeat by repeat, never absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.cases import CASES
+from benchmarks.plan import Result, Results
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row: `subject`'s figure `key` in `case`, divided by `against`'s unless that is None.
+
+    `speed` turns the ratio round: how many times as fast as `against`. `floor` and `goal` are bounds from
+    below for a speed, from above for anything else; None: there is none.
+    """
+
+    number: str
+    quantity: str
+    case: str
+    key: str
+    floor: float | None
+    goal: float | None
+    subject: str = "waitline"
+    against: str | None = None
+    speed: bool = False
+    form: str = ".2f"
+
+    @property
+    def unit(self) -> str:
+        """What the value counts."""
+        return "" if self.against is None else f" × {self.against}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target's value, and what it means. `state`: goal, PASS, MISS, short (no floor) or not measured."""
+
+    target: Target
+    value: float | None
+    state: str
+
+    @property
+    def missed(self) -> bool:
+        """Whether a floor was missed."""
+        return self.state == "MISS"
+
+
+def _passes() -> Iterator[Target]:
+    """P1."""
+    for tenants in (1, 10_000):
+        where = f"{tenants:,} tenant{'s' if tenants > 1 else ''}"
+        yield Target("P1", f"`admit` block, speed, {where}", f"granted-{tenants}", "ns", 0.6, 1.0,
+                     against="aiolimiter", speed=True)  # fmt: skip
+        yield Target("P1", f"`submit`, speed, {where}", f"granted-{tenants}", "ns", 0.6, 1.0,
+                     subject="waitline submit", against="aiolimiter + handler", speed=True)  # fmt: skip
+        yield Target("P1", f"strict refusal, speed, {where}", f"refused-{tenants}", "ns", 2.0, 5.0,
+                     against="throttled-py GCRA", speed=True)  # fmt: skip
+
+
+def _punctuality() -> Iterator[Target]:
+    """P2."""
+    for rate in (200, 2000):
+        case = f"queued-{rate}"
+        for timer, floor, goal in (("loop timer", 1.2, None), ("timerfd", 2.0, 1.5)):
+            subject, ideal, where = f"waitline, {timer}", f"ideal, {timer}", f"{rate:,}/s, {timer}"
+            # On the loop's timer the last release alone may be a millisecond late, which is 0.2 % of 0.5 s.
+            beside = ideal if timer == "loop timer" else None
+            yield Target(
+                "P2", f"total ÷ schedule, {where}", case, "total", 1.002, None, subject, beside, form=".4f"
+            )
+            yield Target("P2", f"slot error p99, {where}", case, "p99_ms", floor, goal, subject, ideal)
+            yield Target("P2", f"inversions, {where}", case, "inversions", 0, 0, subject, form=".0f")
+            yield Target(
+                "P2", f"releases before their slot, {where}", case, "early", 0, 0, subject, form=".0f"
+            )
+    yield Target("P2", "slot error p99 in ms, 200/s, timerfd", "queued-200", "p99_ms", None, 0.13,
+                 "waitline, timerfd", form=".3f")  # fmt: skip
+
+
+def _crowds() -> Iterator[Target]:
+    """P3."""
+    for case, key, what in (
+        ("release-cpu", "cpu_us", "CPU per queued release, 1,000 × 20"),
+        ("crowd", "cpu_us", "CPU per queued release, 10,000 × 10"),
+        ("crowd", "p99_ms", "slot error p99, 10,000 × 10"),
+    ):
+        yield Target("P3", what, case, key, 2.0, 1.4, against="ideal")
+        yield Target("P3", what, case, key, 0.75, None, against="aiolimiter")
+        yield Target("P3", what, case, key, None, 1.0, against="asynciolimiter Limiter")
+
+
+def _rest() -> Iterator[Target]:
+    """P4, P5 and P6."""
+    yield Target("P4", "bytes of an evicted tenant", "tenant-evicted", "bytes", 0.5, 0.5, form=".1f")
+    yield Target("P4", "bytes of a kept idle tenant", "tenant-kept", "bytes", 700, 305, form=".0f")
+    for subject in ("waitline", "waitline submit"):
+        what = f"bytes of a waiter in `{'submit' if 'submit' in subject else 'admit'}` above its bare task"
+        yield Target("P4", what, "waiter", "bytes", 700, 330, subject, form=".0f")
+    yield Target("P5", "survivors' total ÷ schedule", "cancel-half", "total", 1.002, 1.002, form=".4f")
+    for key, what in (
+        ("lost", "permits lost in 10⁵ races"),
+        ("twice", "permits given twice in 10⁵ races"),
+        ("missing", "permits by which a bucket's level is wrong after its races"),
+    ):
+        yield Target("P5", what, "cancel-race", key, 0, 0, form=".0f")
+    for case, what in (
+        ("growth-tenants", "tenants, no gate"),
+        ("growth-tenants-gate", "tenants, gate"),
+        ("growth-jobs", "waiting jobs, no gate"),
+        ("growth-jobs-gate", "waiting jobs, gate"),
+    ):
+        yield Target(
+            "P6", f"CPU per grant, 10² to 10⁶ {what}", case, "grant_us", 3.0, 2.0, "1,000,000", "100"
+        )
+    yield Target(
+        "P6", "total ÷ schedule, 20,000 waiters at 5,000/s", "queued-20000", "total", 1.005, 1.002, form=".4f"
+    )
+
+
+TARGETS = (*_passes(), *_punctuality(), *_crowds(), *_rest())
+
+
+def value_of(target: Target, results: dict[str, Result]) -> float | None:
+    """The value of a target: the median over the repeats of the figure or ratio, the worst of a count."""
+    ours = results[target.subject].values(target.key)
+    if target.against is None:
+        column = next(c for c in CASES[target.case].columns if c.key == target.key)
+        return results[target.subject].figure(column)
+    theirs = results[target.against].values(target.key)
+    pairs = list(zip(ours, theirs, strict=False))
+    if not pairs or any(one == 0 or other == 0 for one, other in pairs):
+        return None
+    return median(other / one if target.speed else one / other for one, other in pairs)
+
+
+def judge(target: Target, results: Results) -> Verdict:
+    """Hold a target against what was measured. A measurement that failed has missed its floor."""
+    if target.case not in results:
+        return Verdict(target, None, "not measured")
+    value = value_of(target, results[target.case])
+    if value is None:
+        possible = all(
+            results[target.case][name].not_possible is None
+            for name in (target.subject, target.against)
+            if name
+        )
+        return Verdict(target, None, "MISS" if possible and target.floor is not None else "not measured")
+
+    def meets(bound: float | None) -> bool:
+        return bound is not None and (value >= bound if target.speed else value <= bound)
+
+    if meets(target.goal):
+        return Verdict(target, value, "goal")
+    if target.floor is None:
+        return Verdict(target, value, "short")
+    return Verdict(target, value, "PASS" if meets(target.floor) else "MISS")
+
+
+def judge_all(results: Results) -> list[Verdict]:
+    """Every target."""
+    return [judge(target, results) for target in TARGETS]

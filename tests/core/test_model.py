@@ -1,0 +1,71 @@
+"""The whole machine under random scripts: every count recounted, nobody stuck, one decision for all."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from scheduler.core.engine import Engine
+from scheduler.core.quota import Quota
+from tests.core.invariants import check
+from tests.core.play import Op, Play, engine, ops, quotas
+
+KINDS = ("offer", "chain", "settle", "withdraw", "retry", "pause", "set_quota", "advance")
+
+
+class Machine(RuleBasedStateMachine):
+    """One engine with two gates; after each operation all that it counts is counted again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.play: Play | None = None
+
+    @initialize(quota=quotas, one=quotas, two=quotas, most=st.sampled_from([1, 3, 1000]))
+    def begin(self, quota: Quota, one: Quota, two: Quota, most: int) -> None:
+        """Limits of all kinds at all three levels."""
+        self.play = Play(engine(quota, {"x": one, "y": two}, max_running=most), after=check)
+
+    @rule(op=ops(KINDS, gates=("x", "y")))
+    def operation(self, op: Op) -> None:
+        """Anything at all."""
+        if self.play is not None:
+            self.play.do(op)
+
+    def teardown(self) -> None:
+        """Liveness: when every run ends, everybody is served or refused; nothing waits for ever."""
+        if self.play is not None:
+            self.play.drain()
+            assert self.play.engine.waiting == 0
+            assert self.play.engine.root.running == 0
+
+
+def test_the_engine_keeps_its_books_and_nobody_is_stuck() -> None:
+    """Invariants after every step (see `invariants.py`), progress to the end after the last."""
+    run_state_machine_as_test(Machine, settings=settings(stateful_step_count=40))
+
+
+class LongWay(Engine):
+    """An engine without its shortcuts: every job is decided by the general rules alone."""
+
+    def offer(self, *arguments):  # type: ignore[no-untyped-def]
+        """Pretend that no job is plain."""
+        arguments[3].plain = False
+        return super().offer(*arguments)
+
+
+@given(
+    st.lists(ops(KINDS, tenants=3), max_size=60),
+    st.sampled_from([(Quota(), 10**6), (Quota(concurrency=2), 3)]),
+    quotas,
+)
+def test_the_shortcuts_decide_as_the_general_rules_do(
+    script: list[Op], limits: tuple[Quota, int], quota: Quota
+) -> None:
+    """The plain case in one piece and the general case give the same answers at the same times."""
+    gate, most = limits
+    plays = [
+        Play(engine(quota, {"": gate}, max_running=most, kind=kind)).run(script) for kind in (Engine, LongWay)
+    ]
+    assert plays[0].told == plays[1].told
+    assert [e.promised for e in plays[0].jobs if e.slot] == [e.promised for e in plays[1].jobs if e.slot]
