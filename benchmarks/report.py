@@ -115,11 +115,11 @@ def terminal(results: Results, verdicts: Sequence[Verdict]) -> str:
 def facts(machine: dict[str, Any], repeats: int) -> str:
     """Where and how the figures were made."""
     libraries = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    where = f"{machine['date']}: {machine['python']}, {machine['system']}, {machine['cores']} cores"
     return (
-        f"{machine['date']}: {machine['python']}, {machine['system']}, {machine['cores']} cores, "
-        f"load before the run {machine['load_before']}. {libraries}. Medians of {repeats} repeats of whatever "
-        "a target names; memory, races and behaviour, and whatever no target names, were measured once. Counts of "
-        "what must not happen are the worst of all repeats."
+        f"{where}, load before the run {machine['load_before']}. {libraries}. Medians of {repeats} repeats "
+        "of whatever a target names; memory, growth, races and behaviour, and whatever no target names, were "
+        "measured once. Counts of what must not happen are the worst of all repeats."
     )
 
 

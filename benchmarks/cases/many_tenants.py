@@ -151,14 +151,8 @@ TEN_THOUSAND = Case(
     title="10,000 tenants × 10 waiters at 1 to 5/s: 100,000 waiters",
     measure=ten_thousand,
     judged=("waitline", "ideal", "aiolimiter", "asynciolimiter Limiter"),
-    beside=(
-        SLOTS,
-        "waitline" + OFF,
-        SLOTS + OFF,
-        "ideal" + OFF,
-        "asynciolimiter leaky",
-        "queue + worker task",
-    ),
+    beside=(SLOTS, "waitline" + OFF, "ideal" + OFF, "queue + worker task"),
+    most=2,
     columns=(
         Column("cpu_us", "CPU per release, µs", ".2f"),
         Column("cpu_s", "CPU, s", ".2f"),

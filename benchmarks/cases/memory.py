@@ -88,7 +88,7 @@ def evicted(name: str, quick: bool) -> Row:
 
 def waiter(name: str, quick: bool) -> Row:
     """Waiters in lines of 1,000, less tasks that wait for a bare future in one coroutine."""
-    lines, length = (2, 50) if quick else (20, 1000)
+    lines, length = (2, 50) if quick else (10, 1000)
     load = Load(names(lines), rate=1, per=3600)
 
     async def bare(_: str, log: Log, number: int) -> None:

@@ -14,7 +14,7 @@ from benchmarks.subjects import opened
 from benchmarks.subjects.base import Load
 
 CALLS = 10_000
-SECONDS = 0.5
+SECONDS = 0.3
 
 
 async def per_call(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from scheduler.core.account import Projection, shape_of
 from scheduler.core.entry import RUNNING, WAITING, Entry
-from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import Ahead, expect, refuse, refuse_plain, run_to, slot_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
@@ -72,6 +71,11 @@ class Engine(Settling):
                     return None
                 if entry.policy.max_wait_ns == 0 and tenant.placed is not None:
                     return self._refused(entry, refuse_plain(entry, tenant, gate, only, now))
+        return self._decide(entry, now)
+
+    def _decide(self, entry: Entry, now: int) -> Refusal | None:
+        """What `offer` decides, by the general rules."""
+        tenant, gate = entry.tenant, entry.gate
         never = tenant.shape.never(entry.cost) or gate.shape.never(entry.cost)
         if never is not None:
             self._fade(tenant, now)
@@ -82,14 +86,16 @@ class Engine(Settling):
             return self._wait(entry, now)
         entry.promised = now
         if entry.session is not None and entry.holder is None:
-            self.sessions[tenant_name, entry.session] = []
-        self._overtaken(entry, now)
-        tag = gate.fair.start(tenant_name) if gate.lines and gate.backlogged else None
+            self.sessions[tenant.name, entry.session] = []
+        if tenant.lines:
+            self._overtaken(entry, now)
+            for line in tenant.lines.values():
+                self._lift(line)
+        tag = gate.fair.start(tenant.name) if gate.lines and gate.backlogged else None
         self._grant(entry, now, now, tag, None)
         if tenant.lines:
             self._place_all(tenant, now)
-        if self.touched:
-            self._flush(now, now)
+        self._flush(now, now)
         return None
 
     def _startable(self, entry: Entry, now: int) -> bool:
@@ -141,52 +147,41 @@ class Engine(Settling):
         self.waiting += 1
         if entry.deadline is not None:
             self.events.put((entry.deadline, EXPIRE, entry.key, entry))
-        bound = policy.max_wait_ns
-        if bound is not None and (line.tightest is None or bound < line.tightest):
-            line.tightest = bound
+        line.tighten(policy.max_wait_ns)
         if not self._join_session(line, entry):
             self._join_line(line, entry, now)
         return None
 
     def _wait_behind(self, entry: Entry, now: int) -> bool:
-        """The plain case of `_wait`, in one piece: let a job join at the back, behind jobs of its own line only.
+        """The plain case of `_wait`, in one piece: let a job join at the back, behind its own line only.
 
         One bucket, no run under way in the line. False, and nothing done, if it is not that.
         """
         tenant, gate, policy = entry.tenant, entry.gate, entry.policy
-        only, lines, bound = tenant.shape.only, tenant.lines, entry.policy.max_wait_ns
-        if only is None or len(lines) > 1:
+        only, line, work, length = tenant.shape.only, tenant.lines.get(gate.name), 0, 0
+        if only is None or len(tenant.lines) != (line is not None):
             return False
-        line = lines.get(gate.name)
-        length = 0 if line is None else line.length
+        if line is not None:
+            if line.continuations or not line.is_last(entry.key):
+                return False
+            work, length = line.work[0], line.length
         if length >= policy.max_queue or self.waiting >= self.max_waiting:
             return False
-        if line is None:
-            if lines:
-                return False
-        elif line.continuations or not line.is_last(entry.key):
-            return False
         zero, full = tenant.zeros[0], only.p * now - only.capacity
-        behind = (zero if zero > full else full) + (0 if line is None else line.work[0])
-        start = -(-(behind + only.unit) // only.p)
-        if start < now:
-            start = now
+        start = max(now, -(-((zero if zero > full else full) + work + only.unit) // only.p))
         expected = start
         if tenant.free <= 0 or gate.free <= 0 or self.root.free <= 0:
             expected = slot_start(entry, now, start, self.root, length, self.waiting)
-        if bound is not None and expected - now > bound:
+        if policy.max_wait_ns is not None and expected - now > policy.max_wait_ns:
             return False
-        if line is None:
-            line = self._line(tenant, gate)
-        if bound is not None and (line.tightest is None or bound < line.tightest):
-            line.tightest = bound
+        line = line or self._line(tenant, gate)
+        line.tighten(policy.max_wait_ns)
         entry.state, entry.promised = WAITING, start
         self.waiting += 1
         line.push(entry)
         if line.front is None:
             self._place(line, now)
-            if self.touched:
-                self._flush(now, now)
+            self._flush(now, now)
         return True
 
     def _join_line(self, line: Line, entry: Entry, now: int) -> None:

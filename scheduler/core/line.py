@@ -175,6 +175,11 @@ class Line:
         before = sum(map(len, self.blocks[:index]))
         return before + bisect_left(self.blocks[index], key, key=_key) + runs
 
+    def tighten(self, bound: int | None) -> None:
+        """Note the `max_wait` of a job that joins."""
+        if bound is not None and (self.tightest is None or bound < self.tightest):
+            self.tightest = bound
+
     def recount(self) -> None:
         """Sum the work anew after the tenant's quota changed."""
         self.work = [0] * len(self.tenant.zeros)

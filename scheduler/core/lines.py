@@ -99,12 +99,16 @@ class Lines(Register):
         for line in lines:
             reserved = self._stand(line, time, reserved)
 
-    def _choose_front(self, line: Line, time: int) -> None:
-        tenant, gate = line.tenant, line.gate
+    def _lift(self, line: Line) -> None:
+        """Take the front of a line from where it is placed, if it is."""
         if line.placed is not None and line.agenda is not None:
             if line.agenda is not self.events:
-                self.touched[gate] = None
+                self.touched[line.gate] = None
             line.agenda.drop(line)
+
+    def _choose_front(self, line: Line, time: int) -> None:
+        tenant, gate = line.tenant, line.gate
+        self._lift(line)
         slot = tenant.free > 0
         if line.continuations:
             # A run under way must not stand behind a head that waits for the very slot the run holds.

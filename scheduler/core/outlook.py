@@ -87,7 +87,7 @@ def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ah
 
     `late` is that start if nobody passes the gate before the end of its pause.
     """
-    tenant, gate, position = entry.tenant, entry.gate, ahead.position
+    gate, position = entry.gate, ahead.position
     start, binds = (late, PAUSE) if late > own else (own, STRICT)
     if gate.zeros or gate.placed is not None:
         shared = _gate_start(entry, now, position)

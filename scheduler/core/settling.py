@@ -36,7 +36,12 @@ class Settling(Changes):
         if not entry.plain or not entry.sequence & 7 or (tenant.placed is None and not tenant.lines):
             return False
         waiting = self.waiting
-        if entry.state is not RUNNING or tenant.free <= waiting or gate.free <= waiting or root.free <= waiting:
+        if (
+            entry.state is not RUNNING
+            or tenant.free <= waiting
+            or gate.free <= waiting
+            or root.free <= waiting
+        ):
             return False
         entry.state = ENDED
         tenant.free += 1

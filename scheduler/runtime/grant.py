@@ -106,7 +106,7 @@ class Job:
     stopped: str | None = None
     """Why its run was interrupted: timeout, run_timeout, cancelled, closed."""
     cancelling: int | None = None
-    """How often others had cancelled its task when the interruption did."""
+    """How often its task had been cancelled when the run began, once the interruption cancels it too."""
 
     def __init__(self, grant: Grant, prompt: Prompt, timeout: float | None = None) -> None:
         self.grant = grant
@@ -173,8 +173,9 @@ class QueuedGrant(Grant):
         """Start the handler in the scheduler's task group, or go on with it after a retry."""
         if self.future is not None:
             return super().granted()
-        if self.ticket is not None:
-            self.scheduler.start(self.ticket)
+        if self.ticket is None:
+            return False
+        self.scheduler.start(self.ticket)
         return True
 
     def failed(self, error: Exception) -> None:

@@ -63,7 +63,7 @@ class Jobs(Turns):
         self._run_timeout = float(positive("run_timeout", run_timeout))
         self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._group: asyncio.TaskGroup | None = None
-        self._runs: dict[Job, asyncio.Task[Any] | None] = {}
+        self._runs: dict[Job, tuple[asyncio.Task[Any] | None, int]] = {}
         self._watch: asyncio.TimerHandle | None = None
         # That of the watch, which must keep no job's context alive.
         self._context = copy_context()
@@ -247,7 +247,8 @@ class Jobs(Turns):
         Most of what it costs to bound a call is not worth its while for a handler that returns at once.
         """
         loop, deadline, alarm = asyncio.get_running_loop(), job.grant.deadline, None
-        self._runs[job] = asyncio.current_task()
+        task = asyncio.current_task()
+        self._runs[job] = task, 0 if task is None else task.cancelling()
         if self._cancelling:
             self.interrupt(job, "closed")
         if self._watch is None:
@@ -261,7 +262,7 @@ class Jobs(Turns):
                 self._explain(job, None)
             return result
         except Exception as error:
-            if job.stopped is not None and not isinstance(error, SchedulerError):
+            if job.stopped is not None:
                 self._explain(job, error)
             raise
         except asyncio.CancelledError as error:
@@ -296,14 +297,14 @@ class Jobs(Turns):
             asyncio.get_running_loop().call_soon(self._cancel_run, job)
 
     def _cancel_run(self, job: Job) -> None:
-        task = self._runs.get(job)
+        task, before = self._runs.get(job, (None, 0))
         if task is not None:
-            job.cancelling = task.cancelling()
+            job.cancelling = before
             task.cancel()
 
     def _explain(self, job: Job, error: BaseException | None) -> None:
         """Raise what the interruption of a try means to its caller; nothing if others cancelled it too."""
-        task = self._runs.get(job)
+        task, _ = self._runs.get(job, (None, 0))
         if job.cancelling is not None and task is not None:
             others = task.uncancel() > job.cancelling
             job.cancelling = None
@@ -320,9 +321,14 @@ class Jobs(Turns):
     async def _again(self, job: Job, retry: Retry) -> None:
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
         grant, now = job.grant, self._now()
-        if self._cancelling:
-            self._fail(job, retry)
-            raise SchedulerClosed("the scheduler was closed while the job ran") from retry.__cause__
+        if self._cancelling and job.stopped is None:
+            job.stopped = "closed"
+        if job.stopped is not None:  # by the handler itself, before it first suspended
+            try:
+                self._explain(job, retry)
+            except SchedulerError as error:
+                self._fail(job, error)
+                raise
         again = now + nanoseconds("after", retry.after)
         if retry.pause_gate and again > grant.gate.paused_until:
             self.engine.pause(now, grant.gate.name, again)

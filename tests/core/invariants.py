@@ -60,10 +60,8 @@ def check_lines(engine: Engine, waiting: list[Entry]) -> None:
         assert line.outside == sum(e.outside for e in own)
         assert all(0 < len(block) <= BLOCK for block in line.blocks)
         amounts = [line.tenant.shape.amounts(e.cost) for e in inside if not e.paid]
-        assert (
-            line.work == [sum(column) for column in zip(*amounts, strict=True)]
-            or (not any(line.work)
-            and not amounts)
+        assert line.work == [sum(column) for column in zip(*amounts, strict=True)] or (
+            not any(line.work) and not amounts
         )
 
 
@@ -109,7 +107,9 @@ def live(agenda: Agenda[Any]) -> list[Any]:
 
 def check_agendas(engine: Engine) -> None:
     """Stale items are counted, and few."""
-    for agenda in [engine.events, *(a for g in engine.gates.values() for a in (g.eligible, g.holding))]:
+    agendas: list[Agenda[Any]] = [engine.events]
+    agendas += [agenda for gate in engine.gates.values() for agenda in (gate.eligible, gate.holding)]
+    for agenda in agendas:
         assert agenda.stale == len(agenda.items) - len(live(agenda))
         assert agenda.stale <= max(SLACK, len(agenda.items) // 2 + 1)
         assert all(agenda.items[(n - 1) // 2][:3] <= item[:3] for n, item in enumerate(agenda.items) if n)

@@ -55,7 +55,7 @@ class LongWay(Engine):
 
 
 @given(
-    st.lists(ops(KINDS, tenants=3), max_size=60),
+    st.lists(ops(KINDS, tenants=3), min_size=6, max_size=60),
     st.sampled_from([(Quota(), 10**6), (Quota(concurrency=2), 3)]),
     quotas,
 )

@@ -110,4 +110,6 @@ def assert_idle(scheduler: Scheduler) -> None:
     for tenant in engine.tenants.values():
         assert (tenant.running, tenant.lines) == (0, {}), tenant.name
     for gate in engine.gates.values():
-        assert (gate.running, gate.backlogged, any(gate.backlog), gate.crowd) == (0, False, False, 0), gate.name
+        assert (gate.running, gate.backlogged, any(gate.backlog), gate.crowd) == (0, False, False, 0), (
+            gate.name
+        )

@@ -50,7 +50,11 @@ async def test_a_slower_quota_refuses_who_would_now_wait_too_long() -> None:
         await asyncio.sleep(0)
         assert (patient.wait, patient.expected, patient.delayed_by) == (1.0, 1.0, frozenset())
         await scheduler.set_quota("acme", Quota(Rate(1, per=5)))
-        assert (patient.wait, patient.expected, patient.delayed_by) == (1.0, 5.0, {"limit_lowered"})
+        assert (patient.wait, patient.expected, patient.delayed_by) == (
+            1.0,
+            5.0,
+            frozenset({"limit_lowered"}),
+        )
         error = (await outcomes(hasty))[0]
         assert isinstance(error, ErrRateLimited)
         assert (error.reason, error.retry_after) == ("max_wait", 10.0)
@@ -146,7 +150,7 @@ async def test_a_priority_delays_a_promise_by_name() -> None:
         assert (ticket.wait, ticket.expected, ticket.position) == (1.0, 2.0, 1)
         assert ticket.delayed_by == {"priority"}
         await ticket.result()
-        assert (now(), ticket.expected, ticket.delayed_by) == (2.0, 2.0, {"priority"})
+        assert (now(), ticket.expected, ticket.delayed_by) == (2.0, 2.0, frozenset({"priority"}))
 
 
 @virtual
@@ -175,6 +179,6 @@ async def test_a_session_delays_by_name() -> None:
         second = await scheduler.enqueue("acme", "x", session="s")
         assert (second.state, second.wait) == ("waiting", 0.0)
         await second.result()
-        assert (second.expected, second.delayed_by) == (5.0, {"session"})
+        assert (second.expected, second.delayed_by) == (5.0, frozenset({"session"}))
         assert (first.state, now()) == ("done", 10.0)
     assert_idle(scheduler)

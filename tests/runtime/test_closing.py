@@ -178,12 +178,12 @@ async def test_tasks_that_have_yet_to_start_are_closed_unbegun() -> None:
     async with make(notes, KNOWN) as scheduler:
         tickets = [await scheduler.enqueue("acme", "x") for _ in range(3)]
         caller = scheduler.submit("acme", "x")
-        caller.send(None)  # type: ignore[attr-defined] # granted, behind those tasks
-        await scheduler.aclose(drain=False) if False else scheduler._abort()
+        caller.send(None)  # granted, behind those tasks
+        scheduler._abort()
         results = await outcomes(*(spawn(ticket.result()) for ticket in tickets))
         assert refused(results) == [True] * 3
         with pytest.raises(SchedulerClosed):
-            caller.send(None)  # type: ignore[attr-defined]
+            caller.send(None)
         assert level(scheduler) == 5.0
         scheduler.closed = True
     assert notes.starts == []
@@ -262,52 +262,3 @@ async def test_closing_waits_for_a_handler_that_swallows_its_cancellation() -> N
         with pytest.raises(SchedulerClosed):
             await ticket.result()
     assert_idle(scheduler)
-
-
-class Abort(BaseException):
-    """What no `except Exception` catches."""
-
-
-def test_an_abort_in_a_job_brings_the_scheduler_down_and_nobody_hangs() -> None:
-    """A BaseException ends the block; jobs about to start and in line are closed."""
-
-    async def handler(job: Job) -> None:
-        await asyncio.sleep(0)
-        if job.prompt == "abort":
-            raise Abort
-        await asyncio.sleep(50)
-
-    @virtual
-    async def scenario() -> None:
-        scheduler = make(handler, Quota(concurrency=2))
-        tickets = []
-        with pytest.raises(BaseExceptionGroup) as group:
-            async with scheduler:
-                for prompt in ("abort", "other", "waits", "waits"):
-                    tickets.append(await scheduler.enqueue("acme", prompt))
-                await asyncio.sleep(100)
-        assert group.value.subgroup(Abort)
-        results = await outcomes(*(spawn(ticket.result()) for ticket in tickets))
-        assert refused(results) == [True] * 4
-        assert now() == 0.0
-        assert_idle(scheduler)
-
-    scenario()
-
-
-def test_an_exit_in_a_job_exits() -> None:
-    """`sys.exit` in a handler ends the program, though other jobs have yet to begin."""
-    from scheduler.testing.virtual import run_virtual
-
-    async def handler(job: Job) -> None:
-        raise SystemExit(3)
-
-    async def main() -> None:
-        async with make(handler, Quota()) as scheduler:
-            for _ in range(3):
-                await scheduler.enqueue("acme", "x")
-            await asyncio.sleep(100)
-
-    with pytest.raises(SystemExit) as left:
-        run_virtual(main())
-    assert left.value.code == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +41,14 @@ async def test_admit_waits_charges_and_settles() -> None:
             grant.settle(Usage(1, 90, 0))
             assert (await scheduler.statistics()).running == 0
         assert level(scheduler, name="input_tokens") == 96.0
-        with pytest.raises(LookupError):
+
+        async def breaks() -> None:
             async with scheduler.admit("acme") as grant:
                 assert (now(), grant.waited, grant.promised_wait) == (1.0, 1.0, 1.0)
                 raise LookupError
+
+        with pytest.raises(LookupError):
+            await breaks()
         assert_idle(scheduler)
 
 
@@ -111,8 +116,7 @@ async def test_another_tenant_s_message_inside_a_job_pays_for_itself() -> None:
     grants: list[Any] = []
 
     async def handler(job: Job) -> None:
-        for tenant in ("bolt", "acme", "bolt"):
-            grants.append(await ask(scheduler, tenant))
+        grants.extend([await ask(scheduler, tenant) for tenant in ("bolt", "acme", "bolt")])
 
     async with make(handler) as scheduler:
         await scheduler.submit("acme", "x")
@@ -127,6 +131,7 @@ async def test_another_tenant_s_message_inside_a_job_pays_for_itself() -> None:
 @virtual
 async def test_two_schedulers_one_inside_the_other() -> None:
     """A job of one gives nothing free at another, whose gates may have other names."""
+
     async def inner_work(job: Job) -> str:
         assert await ask(inner) is None
         grant = await ask(outer, "acme")  # here the innermost job is the other scheduler's
@@ -228,16 +233,13 @@ async def test_the_context_is_left_as_it_was() -> None:
             await scheduler.submit("acme", "x")
         assert over(current_grant.get())
         call = scheduler.submit("acme", "x")
-        step = asyncio.get_running_loop().create_task
-        task = step(call)  # type: ignore[arg-type]
+        task = spawn(call)
         await asyncio.sleep(0.5)
         task.cancel()
         await outcomes(task)
         assert over(current_grant.get())
         other = scheduler.submit("acme", "x")
-        import contextvars
-
-        contextvars.copy_context().run(other.send, None)  # type: ignore[attr-defined]
-        other.close()  # type: ignore[attr-defined] # from another context than it ran in
+        copy_context().run(other.send, None)
+        other.close()  # from another context than it ran in
         assert_idle(scheduler)
     _ = Notes

@@ -53,12 +53,16 @@ def test_a_newcomer_in_the_same_turn_does_not_overtake(first: str, second: str, 
 
         async with make(handler, Quota(Rate(1, burst=3))) as scheduler:
             scheduler.engine.pause(0, "", 10**9)  # everybody waits for the end of a pause, permits to spare
-            waiting = [spawn(go(scheduler, first, "first", notes)), spawn(go(scheduler, second, "second", notes))]
+            scheduler._armed = 0  # the wake-up comes from below
+            waiting = [
+                spawn(go(scheduler, first, "first", notes)),
+                spawn(go(scheduler, second, "second", notes)),
+            ]
             await turns(2)
             assert scheduler.engine.waiting == 2
-            loop = asyncio.get_running_loop()
-            loop.call_at(1.0, lambda: waiting.append(spawn(go(scheduler, newcomer, "third", notes))))
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.0)
+            waiting.append(spawn(go(scheduler, newcomer, "third", notes)))  # its first step comes next,
+            scheduler._wake()  # ahead of those that this resumes
             await asyncio.gather(*waiting)
         assert order == ["first", "second", "third"]
         assert_idle(scheduler)
@@ -68,7 +72,7 @@ def test_a_newcomer_in_the_same_turn_does_not_overtake(first: str, second: str, 
 
 @pytest.mark.parametrize("newcomer", ["submit", "admit", "hook"])
 def test_nobody_overtakes_a_newcomer_that_goes_behind(newcomer: str) -> None:
-    """Who was granted at once, behind one about to resume, is behind that one alone: not behind its next call."""
+    """Who was granted behind one that is about to resume goes before that one's next call."""
 
     @virtual
     async def scenario() -> None:

@@ -182,7 +182,7 @@ async def test_a_paused_gate_holds_everybody() -> None:
         first = spawn(call(scheduler, False))
         await turns(3)
         ticket = await scheduler.enqueue("bolt", "x")
-        assert (ticket.wait, ticket.expected, ticket.delayed_by) == (0.0, 3.0, {"pause"})
+        assert (ticket.wait, ticket.expected, ticket.delayed_by) == (0.0, 3.0, frozenset({"pause"}))
         await asyncio.gather(first, ticket.result())
         assert now() == 3.0
 
@@ -193,13 +193,13 @@ def test_a_shorter_pause_does_not_cut_a_longer_one(second: float) -> None:
 
     @virtual
     async def scenario() -> None:
-        pauses = {"long": [5.0], "short": [second]}
+        pauses: dict[Any, list[float]] = {"long": [5.0], "short": [second]}
         starts: list[tuple[Any, float]] = []
 
         async def handler(job: Job) -> None:
             starts.append((job.prompt, now()))
             await asyncio.sleep(0.1 if job.prompt == "long" else 0.2)
-            if pauses.get(job.prompt):  # type: ignore[call-overload]
+            if pauses.get(job.prompt):
                 raise Retry(pauses[str(job.prompt)].pop(), pause_gate=True, refused=True)
 
         async with make(handler) as scheduler:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
 import pytest
 
-from scheduler import Cost, ErrRateLimited, Job, Policy, Quota, QuotaExceeded, Rate, SchedulerError, Usage
+from scheduler import Cost, ErrRateLimited, Job, Policy, Quota, QuotaExceeded, Rate, Usage
 from tests.runtime.harness import Notes, assert_idle, level, make, now, outcomes, spawn, virtual
 
 
@@ -35,8 +34,10 @@ def test_strict_refuses_with_distinct_exact_times(where: str) -> None:
     async def scenario() -> None:
         notes = Notes()
         async with make(notes, policy=policies.get(where, Policy())) as scheduler:
-            call = {"policy": strict} if where == "call" else {}
-            results = await outcomes(*(spawn(scheduler.submit("acme", f"hi {n}", **call)) for n in range(8)))
+            own = strict if where == "call" else None
+            results = await outcomes(
+                *(spawn(scheduler.submit("acme", f"hi {n}", policy=own)) for n in range(8))
+            )
             statistics = await scheduler.statistics()
         refused = results[5:]
         assert all(isinstance(error, ErrRateLimited) for error in refused)
@@ -76,7 +77,7 @@ async def test_the_quick_case_costs_no_suspension() -> None:
     async with make(Notes()) as scheduler:
         call = scheduler.submit("acme", "hi")
         with pytest.raises(StopIteration) as done:
-            call.send(None)  # type: ignore[attr-defined]
+            call.send(None)
         assert done.value.value == "answer to hi"
         assert_idle(scheduler)
         with pytest.raises(StopIteration):
@@ -133,7 +134,6 @@ async def test_what_can_never_fit_is_another_error_than_not_yet() -> None:
         with pytest.raises(QuotaExceeded) as never:
             await scheduler.submit("acme", "x", cost=Cost(1, input_tokens=101))
         assert (never.value.limit, never.value.cost, never.value.burst) == ("input_tokens", 101, 100)
-        assert isinstance(never.value, ValueError) and isinstance(never.value, SchedulerError)
         assert (level(scheduler), level(scheduler, name="input_tokens")) == (5.0, 100.0)
         assert_idle(scheduler)
 
@@ -175,7 +175,7 @@ def test_any_awaitable_will_do(kind: str) -> None:
         await asyncio.sleep(1)
         return "done"
 
-    def handler(job: Job) -> Awaitable[Any] | None:
+    def handler(job: Job) -> Any:
         loop = asyncio.get_running_loop()
         if kind == "future":
             future = loop.create_future()
@@ -183,9 +183,9 @@ def test_any_awaitable_will_do(kind: str) -> None:
             return future
         if kind == "raises":
             raise LookupError("at once")
-        return {"task": lambda: spawn(work(job)), "awaitable": Later, "sync": lambda: work(job)}.get(
-            kind, lambda: None
-        )()
+        if kind == "awaitable":
+            return Later()
+        return {"task": lambda job: spawn(work(job)), "sync": work}.get(kind, lambda _: None)(job)
 
     @virtual
     async def scenario() -> None:

@@ -112,10 +112,10 @@ async def test_a_timer_that_fires_early_grants_nothing_and_is_armed_again() -> N
         for n in "012":
             await scheduler.enqueue("acme", n)
         await turns(2)
-        for early in (0.2, 0.999999999, 0.9999999991):
+        for early in (0.2, 0.999999999):
             clock.when = None
             await clock.fire(early)
-            assert clock.when == NS or early > 0.9999999990
+            assert clock.when == NS
         assert notes.order == ["0"]
         await clock.fire(1.0)
         assert notes.order == ["0", "1"]
@@ -123,7 +123,10 @@ async def test_a_timer_that_fires_early_grants_nothing_and_is_armed_again() -> N
     assert clock.closed
 
 
-@pytest.mark.parametrize(("late", "slots", "stalls"), [(0.04, [0, 1, 2, 3], 0), (0.9, [0, 1, 2, 3], 0), (2.5, [0, 2.5, 3.5, 4.5], 1)])
+@pytest.mark.parametrize(
+    ("late", "slots", "stalls"),
+    [(0.04, [0, 1, 2, 3], 0), (0.9, [0, 1, 2, 3], 0), (2.5, [0, 2.5, 3.5, 4.5], 1)],
+)
 def test_a_timer_that_fires_late(late: float, slots: list[float], stalls: int) -> None:
     """Within the cap the schedule does not move; a longer stall does, is counted, and is a named cause."""
 
@@ -168,6 +171,11 @@ async def test_whoever_comes_sees_the_time_though_the_timer_is_late() -> None:
         assert notes.order == ["0", "1", "2"]
 
 
+def open_files() -> int:
+    """How many file descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.mark.parametrize("timerfd", [True, False])
 async def test_a_real_timer_is_never_early(timerfd: bool) -> None:
     """The last arming counts; a past time fires at once; a closed one never."""
@@ -179,7 +187,7 @@ async def test_a_real_timer_is_never_early(timerfd: bool) -> None:
         fired.append(clock.now())
         event.set()
 
-    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    descriptors = open_files()
     timer = clock.timer(fire)
     assert isinstance(timer, TimerFd if timerfd else LoopTimer)
     due = clock.now() + 20_000_000
@@ -199,7 +207,7 @@ async def test_a_real_timer_is_never_early(timerfd: bool) -> None:
     timer.close()
     await asyncio.sleep(0.01)
     assert len(fired) == 4
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert open_files() == descriptors
 
 
 async def test_a_timerfd_that_is_armed_anew_in_the_moment_it_fires() -> None:
@@ -213,7 +221,9 @@ async def test_a_timerfd_that_is_armed_anew_in_the_moment_it_fires() -> None:
     timer.close()
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "many"), AttributeError("none"), NotImplementedError()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "many"), AttributeError("none"), NotImplementedError()]
+)
 async def test_without_a_timerfd_the_loop_s_timer_serves(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -242,7 +252,7 @@ async def test_the_scheduler_on_the_real_clock(timerfd: bool) -> None:
         await asyncio.gather(*(ticket.result() for ticket in tickets))
         for ticket, (prompt, start) in zip(tickets, starts, strict=True):
             assert start >= ticket.job.grant.slot
-            assert ticket.expected == ticket.wait or ticket.delayed_by == {"stall"}, prompt
+            assert ticket.expected == ticket.wait or ticket.delayed_by == frozenset({"stall"}), prompt
     assert [prompt for prompt, _ in starts] == [f"{n}" for n in range(30)]
     assert_idle(scheduler)
 
