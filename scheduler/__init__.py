@@ -1,4 +1,4 @@
-"""waitline: each tenant gets a token bucket and a line; `submit` waits its exact turn instead of being refused."""
+"""waitline: each tenant gets a token bucket and a line; `submit` waits its turn instead of being refused."""
 
 from scheduler.core.policy import Policy
 from scheduler.core.quota import Cost, Quota, Rate, Usage

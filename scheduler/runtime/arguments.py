@@ -1,4 +1,4 @@
-"""Arguments, checked at the edge: a clear error names the argument and the value, and nothing is half done."""
+"""Arguments, checked at the edge: a clear error names argument and value, and nothing is half done."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_tenant(tenant: str) -> str:
 
 
 def check_prompt(prompt: Any, most: int) -> None:
-    """A prompt is a non-empty string, or a non-empty list of Messages-API content, of at most `most` bytes."""
+    """A prompt is a string or a list of Messages-API content, not empty, of at most `most` bytes."""
     if prompt.__class__ is str and 0 < len(prompt) <= most and prompt.isascii():
         return
     if not isinstance(prompt, (str, list)):

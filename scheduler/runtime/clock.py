@@ -1,7 +1,7 @@
 """Clock and timer, injected as a pair: the only place in which the runtime meets real time.
 
-On Linux the timer is a timerfd, which wakes the loop some 0.05 ms late; the loop's own timers are about 0.6 ms
-late in the median, because epoll counts in milliseconds.
+On Linux the timer is a timerfd, which wakes the loop some 0.05 ms late; the loop's own timers are about
+0.6 ms late in the median, because epoll counts in milliseconds.
 """
 
 from __future__ import annotations

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Generator
-from contextvars import copy_context
+from collections.abc import Awaitable
 from functools import partial
-from types import CoroutineType, TracebackType, coroutine
+from types import CoroutineType, TracebackType
 from typing import Any, Self
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING, WAITING
 from scheduler.core.policy import Reason
-from scheduler.core.quota import NS, Usage, nanoseconds, positive, whole
+from scheduler.core.quota import NS, Usage, nanoseconds, whole
 from scheduler.errors import (
     DeadlineExceeded,
     ErrRateLimited,
@@ -23,53 +22,29 @@ from scheduler.errors import (
 )
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.grant import Grant, Handler, Job, Ticket, current_grant, is_cancelled
-from scheduler.runtime.turns import Turns
+from scheduler.runtime.runs import Runs
 
 NOTHING = Usage(0, 0, 0)
-
-
-@coroutine
-def _resume(steps: Coroutine[Any, Any, Any], yielded: Any) -> Generator[Any, Any, Any]:
-    """Go on with a coroutine that has already been stepped once, and yielded `yielded`."""
-    try:
-        while True:
-            try:
-                sent = yield yielded
-            except GeneratorExit:
-                steps.close()
-                raise
-            except BaseException as error:
-                yielded = steps.throw(error)
-            else:
-                yielded = steps.send(sent)
-    except StopIteration as done:
-        return done.value
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:
     return await work
 
 
-class Jobs(Turns):
+class Jobs(Runs):
     """Runs jobs: `submit`'s in the caller's task, `enqueue`'s in the scheduler's task group."""
 
     def __init__(
         self, engine: Engine, clock: Clock, handler: Handler | None, run_timeout: float, max_attempts: int
     ) -> None:
-        super().__init__(engine, clock)
+        super().__init__(engine, clock, run_timeout)
         if handler is not None and not callable(handler):
             raise TypeError(f"handler: must be an async callable, got {handler!r}")
         self._handler: Handler = handler  # type: ignore[assignment] # without one, only admit and hooks serve
-        self._run_timeout = float(positive("run_timeout", run_timeout))
         self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._group: asyncio.TaskGroup | None = None
-        self._runs: dict[Job, tuple[asyncio.Task[Any] | None, int]] = {}
-        self._watch: asyncio.TimerHandle | None = None
-        # That of the watch, which must keep no job's context alive.
-        self._context = copy_context()
         self._quiet = asyncio.Event()
         self._starting = False
-        self._cancelling = False
         self.jobs = 0
         self.done = 0
 
@@ -92,8 +67,7 @@ class Jobs(Turns):
             raise
         finally:
             self.shut()
-            if self._watch is not None:
-                self._watch.cancel()
+            self.stop_watch()
             if self._group is not None:
                 await self._group.__aexit__(None, None, None)
 
@@ -163,7 +137,7 @@ class Jobs(Turns):
         self.resuming -= 1
         try:
             ticket.finish(None, await self.perform(ticket.job, offered=True))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever asks
             ticket.finish(error)
         except BaseException:
             ticket.finish(SchedulerClosed("the task of the job was cancelled"))
@@ -183,7 +157,7 @@ class Jobs(Turns):
         self.interrupt(job, "cancelled")
         return True
 
-    async def perform(self, job: Job, offered: bool) -> Any:
+    async def perform(self, job: Job, offered: bool) -> Any:  # noqa: C901, PLR0912 - every job's path, in one piece
         """Wait for a job's turn unless it had it, try until there is a result or a failure, and settle."""
         grant, waited = job.grant, True
         if not offered and not self.offer(grant):
@@ -238,85 +212,6 @@ class Jobs(Turns):
         """Settle a job that ends without a result."""
         self.counts["cancelled" if _is_cancelling(error) else "failed"] += 1
         self.settle_grant(job.grant, job.grant.usage)
-
-    # --- time limits --------------------------------------------------------------------------------
-
-    async def _go_on(self, job: Job, steps: Coroutine[Any, Any, Any], yielded: Any) -> Any:
-        """Let a handler that has suspended go on, within its time limits.
-
-        Most of what it costs to bound a call is not worth its while for a handler that returns at once.
-        """
-        loop, deadline, alarm = asyncio.get_running_loop(), job.grant.deadline, None
-        task = asyncio.current_task()
-        self._runs[job] = task, 0 if task is None else task.cancelling()
-        if self._cancelling:
-            self.interrupt(job, "closed")
-        if self._watch is None:
-            self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue, context=self._context)
-        if deadline is not None:
-            left = max(0, deadline - self._now()) / NS
-            alarm = loop.call_at(loop.time() + left, self.interrupt, job, "timeout")
-        try:
-            result = await _resume(steps, yielded)
-            if job.stopped is not None:
-                self._explain(job, None)
-            return result
-        except Exception as error:
-            if job.stopped is not None:
-                self._explain(job, error)
-            raise
-        except asyncio.CancelledError as error:
-            if job.stopped is not None:
-                self._explain(job, error)
-            raise
-        finally:
-            del self._runs[job]
-            if alarm is not None:
-                alarm.cancel()
-
-    def _overdue(self) -> None:
-        """Interrupt what has run for too long. One timer serves all runs, and few tries ever see it."""
-        now, bound = self._now(), int(self._run_timeout * NS)
-        self._watch, soonest = None, None
-        for job in self._runs:
-            due = job.grant.slot + bound
-            if due <= now:
-                self.interrupt(job, "run_timeout")
-            elif soonest is None or due < soonest:
-                soonest = due
-        if soonest is not None:
-            loop = asyncio.get_running_loop()
-            self._watch = loop.call_at(
-                loop.time() + (soonest - now) / NS, self._overdue, context=self._context
-            )
-
-    def interrupt(self, job: Job, reason: str) -> None:
-        """Cancel a running handler for a reason, once it has come to rest."""
-        if job.stopped is None:
-            job.stopped = reason
-            asyncio.get_running_loop().call_soon(self._cancel_run, job)
-
-    def _cancel_run(self, job: Job) -> None:
-        task, before = self._runs.get(job, (None, 0))
-        if task is not None:
-            job.cancelling = before
-            task.cancel()
-
-    def _explain(self, job: Job, error: BaseException | None) -> None:
-        """Raise what the interruption of a try means to its caller; nothing if others cancelled it too."""
-        task, _ = self._runs.get(job, (None, 0))
-        if job.cancelling is not None and task is not None:
-            others = task.uncancel() > job.cancelling
-            job.cancelling = None
-            if others and isinstance(error, asyncio.CancelledError):
-                return
-        cause = error if isinstance(error, Exception) else None
-        if job.stopped == "closed":
-            raise SchedulerClosed("the scheduler was closed while the job ran") from cause
-        if job.stopped == "cancelled":
-            raise JobFailed(job.tenant, "cancelled", job.attempt) from cause
-        seconds = job.timeout if job.stopped == "timeout" else self._run_timeout
-        raise DeadlineExceeded(job.tenant, str(job.stopped), seconds or 0.0) from cause
 
     async def _again(self, job: Job, retry: Retry) -> None:
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_every_line_is_answered_with_its_id_tenant_waits_and_usage(
     tmp_path: Path, waitline: Waitline
 ) -> None:
     """Replies carry what a program needs to match them to their prompts."""
-    prompts = [{"tenant": f"t{i % 3}", "prompt": f"Say hi {i}"} for i in range(12)]
+    prompts: list[dict[str, Any]] = [{"tenant": f"t{i % 3}", "prompt": f"Say hi {i}"} for i in range(12)]
     prompts += [{"tenant": "t0", "prompt": [{"type": "text", "text": "hello"}], "id": "mine"}]
     file = write_lines(tmp_path / "p.jsonl", prompts)
     ended = waitline("run", file, "--simulated", "--rate", 20, "--burst", 2)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """Rates, quotas, costs and policies: exact values, and one clear complaint for each bad one."""
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 DESIGN = {
     "scheduler": {
-        *("Scheduler", "Rate", "Quota", "Cost", "Usage", "Policy", "Rung", "Job", "Ticket", "Quote", "Grant"),
+        *("Scheduler", "Rate", "Quota", "Cost", "Usage", "Policy", "Job", "Ticket", "Quote", "Grant"),
         *(
             "Handler",
             "Statistics",
