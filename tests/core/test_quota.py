@@ -106,5 +106,5 @@ def test_never_names_the_first_limit_that_a_cost_cannot_fit() -> None:
 
 def test_a_decimal_weight_is_a_weight() -> None:
     """Any exact number will do, as with rates."""
-    assert shape_of(Quota(weight=Fraction(1, 4))).share == 0.25  # type: ignore[arg-type]
-    assert shape_of(Quota(weight=Decimal("0.25"))).weight == (1, 4)  # type: ignore[arg-type]
+    assert shape_of(Quota(weight=Fraction(1, 4))).share == 0.25
+    assert shape_of(Quota(weight=Decimal("0.25"))).weight == (1, 4)
