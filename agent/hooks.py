@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 from agent.messages import Message, Reply, ToolCall
 from scheduler import Grant, Usage
+from scheduler.upstreams.claude import NOTHING
 
 BeforeHook = Callable[[Message], Awaitable[Grant | None]]
 AfterHook = Callable[[Message, Reply], Awaitable[Any]]
@@ -16,8 +17,6 @@ ToolHook = Callable[[ToolCall], Awaitable[Grant | None]]
 
 H = TypeVar("H", bound=Callable[..., Awaitable[Any]])
 S = TypeVar("S")
-
-NOTHING = Usage(0, 0, 0)
 
 
 class Hooks:

@@ -10,9 +10,8 @@ from typing import Any
 
 from agent import Agent, Reply
 from scheduler import ErrRateLimited, Job, Policy, Quota, Rate, Scheduler
+from scheduler.core.quota import NS
 from scheduler.runtime.clock import MonotonicClock
-
-NS = 1_000_000_000
 
 
 @dataclass(slots=True)

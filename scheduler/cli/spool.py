@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from scheduler.cli.wiring import UsageError
+from scheduler.runtime.arguments import MAX_TENANT
 
 MAX_LINE = 64 * 1024 * 1024
 """Bytes in a line of a prompt file."""
-
-MAX_TENANT = 512
 
 PAGE = 64
 """Lines of a tenant that are looked up at a time."""
@@ -172,7 +171,6 @@ class Replies:
     """The output file: one JSON object a line, in the order in which they came."""
 
     def __init__(self, path: Path, spool: Spool) -> None:
-        self._path = path
         path.touch()
         self._file = path.open("r+b")
         end = 0

@@ -99,11 +99,6 @@ class Account:
         """Slots in use."""
         return self.shape.concurrency - self.free
 
-    @property
-    def has_slot(self) -> bool:
-        """Whether one more job may run."""
-        return self.free > 0
-
     def affords(self, amounts: Amounts, now: int) -> bool:
         """Whether every bucket has its amount at `now`: the same as ``ready(amounts) <= now``."""
         only = self.shape.only

@@ -170,3 +170,6 @@ class Usage(Cost):
 
 ONE = Cost()
 """The cost of a job that names none; compared by identity where speed matters."""
+
+NOTHING = Usage(0, 0, 0)
+"""The usage of a job that did not begin: all that it was charged is given back."""

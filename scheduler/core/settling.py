@@ -6,10 +6,8 @@ from scheduler.core.changes import Changes
 from scheduler.core.entry import ENDED, REFUSED, RUNNING, WAITING, Entry, State
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.policy import Cause, Reason, Refusal
-from scheduler.core.quota import Cost, Usage
+from scheduler.core.quota import NOTHING, Cost, Usage
 from scheduler.core.register import RETURN
-
-NOTHING = Usage(0, 0, 0)
 
 
 class Settling(Changes):
@@ -121,8 +119,8 @@ class Settling(Changes):
             self._judge_all(tenant, now)
 
     def _step(self, entry: Entry, cost: Cost) -> int:
-        if cost is NOTHING:
-            return 0
+        if cost == NOTHING:
+            return 0  # a job costs something at any gate, but one that did not begin owes nothing
         gate = entry.gate
         return weighted(fair_cost(gate.shape, gate.shape.amounts(cost)), entry.tenant.shape.weight)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from scheduler.core.entry import NEW, WAITING, Entry
 from scheduler.core.policy import Cause, Policy
 from scheduler.core.quota import NS, ONE, Cost, Usage, instance
+from scheduler.errors import SchedulerClosed
 
 if TYPE_CHECKING:
     from scheduler.runtime.scheduler import Scheduler
@@ -272,5 +273,6 @@ class Ticket:
 
 
 def is_cancelled(error: BaseException) -> bool:
-    """Whether a ticket's outcome is its own cancellation."""
-    return getattr(error, "kind", None) == "cancelled"
+    """Whether a job ended because somebody wanted no more of it."""
+    ended = isinstance(error, (asyncio.CancelledError, GeneratorExit, SchedulerClosed))
+    return ended or getattr(error, "kind", None) == "cancelled"

@@ -11,7 +11,7 @@ from typing import Any, Self
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING, WAITING
 from scheduler.core.policy import Reason
-from scheduler.core.quota import NS, Usage, nanoseconds, whole
+from scheduler.core.quota import NOTHING, NS, nanoseconds, whole
 from scheduler.errors import (
     DeadlineExceeded,
     ErrRateLimited,
@@ -23,8 +23,6 @@ from scheduler.errors import (
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.grant import Grant, Handler, Job, Ticket, current_grant, is_cancelled
 from scheduler.runtime.runs import Runs
-
-NOTHING = Usage(0, 0, 0)
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:
@@ -210,7 +208,7 @@ class Jobs(Runs):
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """Settle a job that ends without a result."""
-        self.counts["cancelled" if _is_cancelling(error) else "failed"] += 1
+        self.counts["cancelled" if is_cancelled(error) else "failed"] += 1
         self.settle_grant(job.grant, job.grant.usage)
 
     async def _again(self, job: Job, retry: Retry) -> None:
@@ -252,8 +250,3 @@ class Jobs(Runs):
         # Told only once it waits: a job that goes back at once resumes in its place among those that moved.
         asyncio.get_running_loop().call_soon(self.changed)
         await self.turn(grant, told=False)
-
-
-def _is_cancelling(error: BaseException) -> bool:
-    """Whether a job ended because somebody wanted no more of it."""
-    return isinstance(error, (asyncio.CancelledError, GeneratorExit, SchedulerClosed)) or is_cancelled(error)

@@ -100,8 +100,6 @@ class Turns:
     def settle_grant(self, grant: Grant, usage: Usage | None) -> None:
         """End a grant. A second call does nothing."""
         if grant.state is RUNNING:
-            if usage is None and self.engine.finish(grant):
-                return
             self.engine.settle(self._now(), grant, usage)
             self.changed()
 

@@ -17,11 +17,11 @@ import anthropic
 import anthropic.types
 import httpx2
 
-from scheduler.core.quota import Usage
+from scheduler.core.quota import NOTHING, Usage
 from scheduler.errors import UpstreamError
 from scheduler.upstreams.failures import Kind, failed, failure, is_refusal, outcome
 
-__all__ = ["Call", "Client", "Content", "Kind", "Message", "outcome", "unretried", "usage_of"]
+__all__ = ["NOTHING", "Call", "Client", "Content", "Kind", "Message", "outcome", "unretried", "usage_of"]
 
 Client = anthropic.AsyncAnthropic
 """What the agent talks through."""
@@ -32,7 +32,6 @@ Message = anthropic.types.Message
 Content = anthropic.types.ContentBlock
 """One block of an answer."""
 
-NOTHING = Usage(0, 0, 0)
 REFUSED = Usage(1, 0, 0)
 BYTES_PER_TOKEN = 4
 

@@ -225,3 +225,21 @@ def test_law_7_real_usage_replaces_the_estimate_in_the_account() -> None:
         assert wake is not None
         play.do(Op("advance", gap=wake - play.now))
     assert abs(used["a"] - used["b"]) <= 2 * 1000 + 1000  # one job of each, and the one in flight
+
+
+def test_law_7_a_vetoed_job_owes_nothing_however_it_is_given_back() -> None:
+    """Settled with a usage of nothing or withdrawn: the debt at a gate without rates is the same, none."""
+    debts = []
+    for veto in (False, True):
+        play = Play(engine(Quota(), gates={"": Quota(concurrency=1)}))
+        for name in "aabb":
+            play.do(Op("offer", tenant=name))
+        play.do(Op("settle"))
+        entry = next(entry for entry in play.jobs if entry.state is State.RUNNING)
+        assert play.engine.gates[""].fair.finish[entry.tenant.name] > 0
+        if veto:
+            play.engine.settle(play.now, entry, Usage(0, 0, 0))
+        else:
+            play.engine.withdraw(play.now, entry)
+        debts.append(play.engine.gates[""].fair.finish[entry.tenant.name])
+    assert debts[0] == debts[1]

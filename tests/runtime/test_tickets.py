@@ -216,3 +216,18 @@ async def test_statistics_of_one_tenant_and_of_all() -> None:
         await asyncio.gather(*(ticket.result() for ticket in tickets))
         everyone = await scheduler.statistics()
         assert (everyone.done, everyone.granted, everyone.stalls) == (7, 7, 0)
+
+
+@virtual
+async def test_a_ticket_says_of_a_closed_job_what_the_statistics_say() -> None:
+    """Closing without draining cancels a job that waits: its ticket is cancelled, and counted so."""
+
+    async def handler(job: Job) -> None:
+        await asyncio.sleep(1)
+
+    async with make(handler, Quota(Rate(1))) as scheduler:
+        tickets = [await scheduler.enqueue("acme", "x") for _ in range(2)]
+        await scheduler.aclose(drain=False)
+        assert [ticket.state for ticket in tickets] == ["cancelled", "cancelled"]
+        counted = await scheduler.statistics()
+        assert (counted.cancelled, counted.failed) == (2, 0)
