@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.errors import TooManyTurns
-from agent.hooks import NOTHING, Grants, Hooks
+from agent.hooks import Grants, Hooks
 from agent.messages import Message, Prompt, Reply, ToolCall
 from agent.sessions import Session
 from agent.tools import Tool, failed_result
 from scheduler import Job, UpstreamError, Usage
-from scheduler.upstreams.claude import Call, Client, Content
+from scheduler.upstreams.claude import NOTHING, Call, Client, Content
 from scheduler.upstreams.claude import Message as ClaudeMessage
 
 ONE_REQUEST = Usage(1, 0, 0)
