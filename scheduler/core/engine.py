@@ -8,7 +8,8 @@ next time at which anything can happen. Nothing in here reads a clock, sleeps, l
 from __future__ import annotations
 
 from scheduler.core.account import Projection, shape_of
-from scheduler.core.entry import RUNNING, WAITING, Entry
+from scheduler.core.bucket import Scale
+from scheduler.core.entry import RUN_BITS, RUNNING, SEQUENCE_BITS, WAITING, Entry
 from scheduler.core.line import Line
 from scheduler.core.outlook import Ahead, expect, refuse, refuse_plain, run_to, slot_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
@@ -51,26 +52,31 @@ class Engine(Settling):
             self._advance(now)
         entry.tenant = tenant = self.tenants.get(tenant_name) or self._tenant(tenant_name, now)
         entry.gate = gate = self.gates[gate_name]
-        if entry.plain and not self.waiting and not gate.zeros and gate.paused_until <= now:
-            # Nearly every call: one request, one bucket at most in its way, and nobody in line anywhere.
-            # Said here in one piece; everything else is decided below, and decides this the same way.
-            only, root = tenant.shape.only, self.root
-            if only is not None and tenant.free > 0 and gate.free > 0 and root.free > 0:
-                zeros, at = tenant.zeros, only.p * now
-                exact = zeros[0] + only.unit
-                if exact <= at:
-                    floor = (at if exact <= at - only.p else exact) - only.room
-                    zeros[0] = exact if exact > floor else floor
-                    tenant.free -= 1
-                    gate.free -= 1
-                    root.free -= 1
-                    self.granted += 1
-                    self.sequence = entry.sequence = self.sequence + 1
-                    entry.arrival = entry.promised = entry.slot = now
-                    entry.state = RUNNING
-                    return None
-                if entry.policy.max_wait_ns == 0 and tenant.placed is not None:
-                    return self._refused(entry, refuse_plain(entry, tenant, gate, only, now))
+        only, root = tenant.shape.only, self.root
+        if only is None or not entry.plain or gate.zeros or gate.paused_until > now:
+            return self._decide(entry, now)
+        # Nearly every call: one request, and one bucket at most in its way. Said here in one piece, where it
+        # starts at once or joins its line at the back; `_decide` has the rest, and would decide this the same.
+        if not tenant.lines and tenant.free > 0 and gate.free > 0 and root.free > 0:
+            zeros, at = tenant.zeros, only.p * now
+            exact = zeros[0] + only.unit
+            if exact <= at:
+                if self.waiting and (gate.eligible.items or gate.holding.items or self.runs):
+                    return self._decide(entry, now)
+                floor = (at if exact <= at - only.p else exact) - only.room
+                zeros[0] = exact if exact > floor else floor
+                tenant.free -= 1
+                gate.free -= 1
+                root.free -= 1
+                self.granted += 1
+                self.sequence = entry.sequence = self.sequence + 1
+                entry.arrival = entry.promised = entry.slot = now
+                entry.state = RUNNING
+                return None
+            if entry.policy.max_wait_ns == 0 and tenant.placed is not None:
+                return self._refused(entry, refuse_plain(entry, tenant, gate, only, now))
+        if self._wait_behind(entry, only, now):
+            return None
         return self._decide(entry, now)
 
     def _decide(self, entry: Entry, now: int) -> Refusal | None:
@@ -128,8 +134,6 @@ class Engine(Settling):
     def _wait(self, entry: Entry, now: int) -> Refusal | None:
         """Judge a job that cannot start at once, and put it in line if it may wait."""
         tenant, gate, policy = entry.tenant, entry.gate, entry.policy
-        if entry.plain and not gate.zeros and gate.paused_until <= now and self._wait_behind(entry, now):
-            return None
         outlook, run = self._outlook(entry, now)
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.
@@ -152,33 +156,40 @@ class Engine(Settling):
             self._join_line(line, entry, now)
         return None
 
-    def _wait_behind(self, entry: Entry, now: int) -> bool:
-        """The plain case of `_wait`, in one piece: let a job join at the back, behind its own line only.
+    def _wait_behind(self, entry: Entry, only: Scale, now: int) -> bool:
+        """Let a plain job that cannot start at once join at the back, behind its own line only.
 
-        One bucket, no run under way in the line. False, and nothing done, if it is not that.
+        False, and nothing done, if that is for the general rules to decide.
         """
         tenant, gate, policy = entry.tenant, entry.gate, entry.policy
-        only, line, work, length = tenant.shape.only, tenant.lines.get(gate.name), 0, 0
-        if only is None or len(tenant.lines) != (line is not None):
-            return False
+        line, work, length = tenant.lines.get(gate.name), 0, 0
         if line is not None:
-            if line.continuations or not line.is_last(entry.key):
+            if len(tenant.lines) > 1 or line.continuations or not line.blocks:
                 return False
-            work, length = line.work[0], line.length
+            work, length = line.work[0], line.size + line.outside
+        elif tenant.lines:
+            return False
         if length >= policy.max_queue or self.waiting >= self.max_waiting:
             return False
         zero, full = tenant.zeros[0], only.p * now - only.capacity
-        start = max(now, -(-((zero if zero > full else full) + work + only.unit) // only.p))
-        expected = start
+        start = -(-((zero if zero > full else full) + work + only.unit) // only.p)
+        if start < now:
+            start = now
+        expected, bound = start, policy.max_wait_ns
         if tenant.free <= 0 or gate.free <= 0 or self.root.free <= 0:
             expected = slot_start(entry, now, start, self.root, length, self.waiting)
-        if policy.max_wait_ns is not None and expected - now > policy.max_wait_ns:
+        if bound is not None and expected - now > bound:
             return False
-        line = line or self._line(tenant, gate)
-        line.tighten(policy.max_wait_ns)
-        entry.state, entry.promised = WAITING, start
+        if line is None:
+            line = self._line(tenant, gate)
+        if bound is not None and (line.tightest is None or bound < line.tightest):
+            line.tightest = bound
+        self.sequence = entry.sequence = self.sequence + 1
+        entry.arrival, entry.promised, entry.state = now, start, WAITING
+        # No head start, so nobody has a later key.
+        entry.key = ((now << SEQUENCE_BITS) + entry.sequence) << RUN_BITS
         self.waiting += 1
-        line.push(entry)
+        line.append(entry, only.unit)
         if line.front is None:
             self._place(line, now)
             self._flush(now, now)

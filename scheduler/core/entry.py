@@ -42,7 +42,7 @@ class Entry:
     that was promised, both in nanoseconds. `holder` is the running job whose slot a continuation reuses.
     `paid` says that the tenant's permits were already charged for a try that the upstream refused, `period`
     in which busy period of the gate the grant made a debt (0: in none). `plain` says that it costs one
-    request and has neither session, deadline nor holder.
+    request of one permit, not paid before, and has neither session, deadline, head start nor holder.
     """
 
     __slots__ = (

@@ -111,10 +111,7 @@ class Line:
         self.size += 1
         blocks = self.blocks
         if not blocks or entry.key > blocks[-1][-1].key:
-            if blocks and len(blocks[-1]) < BLOCK:
-                blocks[-1].append(entry)
-            else:
-                blocks.append([entry])
+            self._append(entry)
             return
         index = bisect_left(blocks, entry.key, key=_last_key)
         block = blocks[index]
@@ -123,6 +120,33 @@ class Line:
             half = len(block) // 2
             blocks.insert(index + 1, block[half:])
             del block[half:]
+
+    def append(self, entry: Entry, unit: int) -> None:
+        """Let in a plain job whose key is the last, and which asks for `unit` of the tenant's one bucket."""
+        self.work[0] += unit
+        self.size += 1
+        self._append(entry)
+
+    def _append(self, entry: Entry) -> None:
+        blocks = self.blocks
+        if blocks and len(blocks[-1]) < BLOCK:
+            blocks[-1].append(entry)
+        else:
+            blocks.append([entry])
+
+    def pop(self, unit: int) -> None:
+        """Let the first job out, a plain one."""
+        self.work[0] -= unit
+        self.size -= 1
+        block = self.blocks[0]
+        del block[0]
+        if not block:
+            del self.blocks[0]
+
+    def second(self) -> Entry:
+        """The job behind the first one, of two at least."""
+        block = self.blocks[0]
+        return block[1] if len(block) > 1 else self.blocks[1][0]
 
     def remove(self, entry: Entry) -> None:
         """Let a job out, from wherever it stands in the line."""
@@ -144,7 +168,7 @@ class Line:
 
     def _add_work(self, entry: Entry, sign: int) -> None:
         only = self.tenant.shape.only
-        if only is not None and entry.plain and not entry.paid:
+        if only is not None and entry.plain:
             self.work[0] += sign * only.unit
         elif not entry.paid:
             for index, amount in enumerate(self.tenant.shape.amounts(entry.cost)):

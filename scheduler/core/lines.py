@@ -126,7 +126,7 @@ class Lines(Register):
         if front is None:
             return reserved
         only = tenant.shape.only
-        if only is not None and front.plain and not front.paid:
+        if only is not None and front.plain:
             own = -(-(tenant.zeros[0] + only.unit) // only.p)
         else:
             own = time if front.paid else tenant.ready(tenant.shape.amounts(front.cost))

@@ -7,6 +7,8 @@ processed at the time at which they happened, however late anybody calls, and ch
 
 from __future__ import annotations
 
+from heapq import heapreplace
+
 from scheduler.core.entry import EXPIRED, RUNNING, Entry
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.gate import Gate
@@ -32,6 +34,8 @@ class Schedule(Lines):
         events = self.events
         while (event := events.first()) is not None and event[0] <= now:
             time, kind, _, owner = event
+            if kind == HEAD and self._pass_plain(owner, time, now):
+                continue
             events.pop()
             if kind in (HEAD, BEHIND):
                 if self.touched or not self._pass(owner, time, now):
@@ -98,6 +102,56 @@ class Schedule(Lines):
         if not gate.affords(gate.shape.amounts(front.cost), time) or self._more_arrive(time):
             return False
         self._let_go(line, front, time, now, None)
+        return True
+
+    def _pass_plain(self, line: Line, time: int, now: int) -> bool:
+        """The plain case of `_pass`, in one piece: the first of a line goes, and the next one takes its place.
+
+        One bucket, nobody at the gate, slots for more than one. False, and nothing done, if it is not that.
+        """
+        entry, gate, tenant, root = line.front, line.gate, line.tenant, self.root
+        only, items, zeros = tenant.shape.only, self.events.items, tenant.zeros
+        if (
+            only is None
+            or entry is None
+            or not entry.plain
+            or line.size < 2
+            or gate.zeros
+            or gate.paused_until > time
+            or gate.eligible.items
+            or gate.holding.items
+            or tenant.free <= 1
+            or gate.free <= 1
+            or root.free <= 1
+            or self.touched
+            or self.runs
+            or len(tenant.lines) > 1
+            or now - time > CATCH_UP
+            or (len(items) > 1 and items[1][0] == time)
+            or (len(items) > 2 and items[2][0] == time)
+        ):
+            return False
+        following, unit, at = line.second(), only.unit, only.p * time
+        exact = zeros[0] + unit
+        floor = (at if exact <= at - only.p else exact) - only.room
+        zero = exact if exact > floor else floor
+        ready = -(-(zero + unit) // only.p)
+        if not following.plain or ready <= time:
+            return False
+        zeros[0] = zero
+        tenant.free -= 1
+        gate.free -= 1
+        root.free -= 1
+        self.granted += 1
+        self.waiting -= 1
+        line.pop(unit)
+        entry.state, entry.slot = RUNNING, time
+        if entry.watched and time > entry.promised:
+            entry.delayed = self._causes(entry)
+        self.moved.append(entry)
+        line.front = following
+        line.placed = item = (ready, HEAD, following.key, line)
+        heapreplace(items, item)
         return True
 
     def _let_go(self, line: Line, front: Entry, time: int, now: int, start: int | None) -> None:

@@ -72,6 +72,7 @@ class Settling(Changes):
         if refused and entry.period:
             gate.fair.correct(tenant.name, -self._step(entry, entry.cost), entry.period)
         entry.paid, entry.period = refused, 0
+        entry.plain = entry.plain and not refused
         start = max(not_before, gate.paused_until, now)
         bound, deadline = entry.policy.max_wait_ns, entry.deadline
         reason = Reason.PAUSE if gate.paused_until >= start > now else Reason.MAX_WAIT

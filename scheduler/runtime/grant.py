@@ -74,8 +74,14 @@ class Grant(Entry):
     async def __aenter__(self) -> Self:
         if self.state is not NEW:
             raise RuntimeError("a grant can be entered only once")
-        if not self.scheduler.offer(self):
-            await self.scheduler.turn(self)
+        scheduler = self.scheduler
+        if not scheduler.offer(self):
+            try:
+                await scheduler.until(self)
+            except BaseException:
+                scheduler.gone(self)
+                raise
+            scheduler.resumed(self)
         return self
 
     async def __aexit__(

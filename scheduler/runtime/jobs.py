@@ -21,7 +21,7 @@ from scheduler.errors import (
     SchedulerError,
 )
 from scheduler.runtime.clock import Clock
-from scheduler.runtime.grant import Grant, Handler, Job, Ticket, current_grant, is_cancelled
+from scheduler.runtime.grant import Grant, Handler, Job, Prompt, Ticket, current_grant, is_cancelled
 from scheduler.runtime.runs import Runs
 
 
@@ -133,8 +133,9 @@ class Jobs(Runs):
         if self._starting:  # an eager task: its turn is behind those who have yet to resume
             await asyncio.sleep(0)
         self.resuming -= 1
+        job = ticket.job
         try:
-            ticket.finish(None, await self.perform(ticket.job, offered=True))
+            ticket.finish(None, await self.perform(job.grant, job.prompt, job.timeout, job))
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever asks
             ticket.finish(error)
         except BaseException:
@@ -155,13 +156,20 @@ class Jobs(Runs):
         self.interrupt(job, "cancelled")
         return True
 
-    async def perform(self, job: Job, offered: bool) -> Any:  # noqa: C901, PLR0912 - every job's path, in one piece
-        """Wait for a job's turn unless it had it, try until there is a result or a failure, and settle."""
-        grant, waited = job.grant, True
-        if not offered and not self.offer(grant):
-            await self.turn(grant)
-        elif not offered:
-            waited = False
+    async def perform(  # noqa: C901, PLR0912 - every job's path, in one piece
+        self, grant: Grant, prompt: Prompt, timeout: float | None, job: Job | None = None
+    ) -> Any:
+        """Wait for a turn unless there is a job that had it, try until there is a result, and settle."""
+        waited = job is not None or not self.offer(grant)
+        if job is None:
+            if waited:
+                try:
+                    await self.until(grant)
+                except BaseException:
+                    self.gone(grant)
+                    raise
+                self.resumed(grant)
+            job = Job(grant, prompt, timeout)
         while True:
             outer = current_grant.get()
             current_grant.set(grant)

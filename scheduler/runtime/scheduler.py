@@ -119,7 +119,7 @@ class Scheduler(Jobs):
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._max_prompt_bytes)
-        return self.perform(Job(grant, prompt, timeout), offered=False)
+        return self.perform(grant, prompt, timeout)
 
     async def enqueue(
         self,
@@ -207,7 +207,7 @@ class Scheduler(Jobs):
         if timeout is not None:
             grant.deadline, grant.plain = self._now() + check_timeout(timeout), False
         if priority != 0:
-            grant.head_start = check_priority(priority, self._max_head_start)
+            grant.head_start, grant.plain = check_priority(priority, self._max_head_start), False
 
     # --- the hook, and the rest -----------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import ENDED, EXPIRED, RUNNING, WAITING, Entry
@@ -37,6 +38,7 @@ class Turns:
 
     def open(self) -> None:
         """Start the timer on the running loop."""
+        self._loop = asyncio.get_running_loop()
         self._timer = self._clock.timer(self._wake)
         self.closed = False
 
@@ -67,27 +69,42 @@ class Turns:
             raise self._error(grant, refusal)
         return False
 
-    async def turn(self, grant: Grant, told: bool = True) -> None:
-        """Wait for the turn of a grant that was offered. A cancellation gives back what it holds.
+    def until(self, grant: Grant, told: bool = True) -> Awaitable[None]:
+        """What to await for the turn of a grant that was offered. Whatever comes of it, say so: `resumed`, or
+        `gone` after any exception. (One call of `turn` says all three; a waiter costs less without its frame.)
 
         `told` False: if it was granted already, its caller has yet to be told, like those that moved with it.
         """
-        future = grant.future = asyncio.get_running_loop().create_future()
-        # Granted at once, but others who were granted before have yet to resume: one step of the loop, so
-        # that it goes behind them, and whoever is granted after it goes behind it.
-        behind = told and grant.state is RUNNING
-        self.resuming += behind
+        if told and grant.state is RUNNING:
+            # Granted at once, but others who were granted before have yet to resume: one step of the loop,
+            # so that it goes behind them, and whoever is granted after it goes behind it.
+            self.resuming += 1
+            return asyncio.sleep(0)
+        grant.future = self._loop.create_future()
+        return grant.future
+
+    def resumed(self, grant: Grant) -> None:
+        """The caller has its turn, and goes on."""
+        grant.future = None
+        self.resuming -= 1
+        if self.closed:
+            self.changed()
+
+    def gone(self, grant: Grant) -> None:
+        """The caller waits no more: it was cancelled, or told that it waits in vain. What it holds goes back."""
+        future, grant.future = grant.future, None
+        if future is None or not (future.cancelled() or not future.done() or future.exception()):
+            self.resuming -= 1
+        self.withdraw(grant)
+
+    async def turn(self, grant: Grant, told: bool = True) -> None:
+        """Wait for the turn of a grant that was offered. A cancellation gives back what it holds."""
         try:
-            await (asyncio.sleep(0) if behind else future)
-        except (asyncio.CancelledError, GeneratorExit):
-            self.withdraw(grant)
+            await self.until(grant, told)
+        except BaseException:
+            self.gone(grant)
             raise
-        finally:
-            grant.future = None
-            if behind or (future.done() and not future.cancelled() and future.exception() is None):
-                self.resuming -= 1
-                if self.closed:
-                    self.changed()
+        self.resumed(grant)
 
     def withdraw(self, grant: Grant) -> None:
         """Take a grant back before its call began, waiting or granted."""
