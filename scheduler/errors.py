@@ -30,13 +30,19 @@ class ErrRateLimited(SchedulerError):
     different for callers refused one after another.
     """
 
+    __slots__ = ("reason", "retry_after", "tenant")  # a refusal must stay cheap
+
     def __init__(self, tenant: str, reason: str, retry_after: float) -> None:
-        # The text is made only when somebody reads it, since a refusal must stay cheap.
         self.tenant = tenant
         self.reason = reason
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        make, args, state = super().__reduce__()
+        return make, args, {name: getattr(self, name) for name in ErrRateLimited.__slots__} | state
+
     def __str__(self) -> str:
+        # Made only when somebody reads it.
         text = f"tenant {self.tenant!r} is rate limited: retry after {seconds_text(self.retry_after)}"
         return text if self.reason == "strict" else f"{text} ({self.reason})"
 

@@ -21,9 +21,10 @@ JUDGED_FROM = 3 * NS
 """Nanoseconds from the first call before which no slot is judged, however quick the set-up was: without it a
 subject that is slow to set up would have its hardest slots left out."""
 
-CHUNK = 100
-CHUNK_TIME = NS // 1000
-"""The first callers of the tenants ask in chunks, one per millisecond: all subjects get the same phases."""
+PACE = NS // 50_000
+"""Nanoseconds from one tenant's first call to the next one's: all subjects get the same phases. Were they
+created as fast as each can, a subject that is quick to set up sees its releases fall due in heaps, and a
+heap of releases costs one wake-up of the loop instead of one each."""
 
 
 async def releases(subject: Subject, tenants: list[str], each: int) -> Row:
@@ -63,7 +64,7 @@ async def create(
     begin, loop = now(), asyncio.get_running_loop()
     tasks: list[asyncio.Task[None]] = []
     for index, (tenant, log, start) in enumerate(zip(tenants, logs, starts, strict=True)):
-        while index % CHUNK == 0 and now() < begin + index // CHUNK * CHUNK_TIME:  # noqa: ASYNC110
+        while now() < begin + index * PACE:  # noqa: ASYNC110
             await asyncio.sleep(0)  # the loop's timers are too coarse for this pace
         tasks.append(loop.create_task(start.first(subject.one(tenant, log, 0))))
     await asyncio.sleep(0)
@@ -127,9 +128,9 @@ THOUSAND = Case(
     target="P3",
     title="1,000 tenants × 20 waiters at 20/s each: CPU per queued release, its task included",
     measure=thousand,
-    judged=("waitline", "ideal", "aiolimiter", "asynciolimiter Limiter"),
+    judged=(SLOTS, "ideal", "aiolimiter", "asynciolimiter Limiter"),
     beside=(
-        SLOTS,
+        "waitline",
         "waitline submit",
         "ideal submit",
         "asynciolimiter leaky",
@@ -150,9 +151,8 @@ TEN_THOUSAND = Case(
     target="P3",
     title="10,000 tenants × 10 waiters at 1 to 5/s: 100,000 waiters",
     measure=ten_thousand,
-    judged=("waitline", "ideal", "aiolimiter", "asynciolimiter Limiter"),
-    beside=(SLOTS, "waitline" + OFF, "ideal" + OFF, "queue + worker task"),
-    most=2,
+    judged=(SLOTS, "ideal", "aiolimiter", "asynciolimiter Limiter", SLOTS + OFF, "ideal" + OFF),
+    beside=("waitline", "queue + worker task"),
     columns=(
         Column("cpu_us", "CPU per release, µs", ".2f"),
         Column("cpu_s", "CPU, s", ".2f"),

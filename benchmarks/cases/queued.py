@@ -115,8 +115,8 @@ LONG = Case(
     target="P6",
     title="20,000 waiters at 5,000/s in one line: the schedule is 4 s",
     measure=partial(queued, 5000, 20_000),
-    judged=("waitline", "ideal", "aiolimiter"),
-    beside=("waitline, max_running 1,000,000", "asynciolimiter Limiter"),
+    judged=("waitline, max_running 1,000,000", "ideal", "aiolimiter"),
+    beside=("waitline", "asynciolimiter Limiter"),
     columns=COLUMNS,
     note="waitline with `max_queue=20000`: by default a line of 1,000 is full.",
 )

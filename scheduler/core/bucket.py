@@ -35,12 +35,14 @@ class Scale:
     """Units that the full bucket holds."""
     room: int
     """Units that the full bucket holds when one permit is gone."""
+    interval: int
+    """Nanoseconds in which one permit is refilled, rounded up."""
 
     @classmethod
     def of(cls, rate: Rate, burst: int) -> Scale:
         """Compile a rate with the burst that it has where it is used."""
         p, q = rate.per_nanosecond
-        return cls(p, q, burst * q, (burst - 1) * q)
+        return cls(p, q, burst * q, (burst - 1) * q, -(-q // p))
 
     def full(self, now: int) -> int:
         """The state of a bucket that is full at `now` (nanoseconds)."""

@@ -55,8 +55,8 @@ class Engine(Settling):
         only, root = tenant.shape.only, self.root
         if only is None or not entry.plain or gate.zeros or gate.paused_until > now:
             return self._decide(entry, now)
-        # Nearly every call: one request, and one bucket at most in its way. Said here in one piece, where it
-        # starts at once or joins its line at the back; `_decide` has the rest, and would decide this the same.
+        # Nearly every call: one request, and one bucket at most in its way. It starts at once, or joins its
+        # line at the back; that is said here in one piece. `_decide` has the rest, and decides this the same.
         if not tenant.lines and tenant.free > 0 and gate.free > 0 and root.free > 0:
             zeros, at = tenant.zeros, only.p * now
             exact = zeros[0] + only.unit
@@ -156,7 +156,7 @@ class Engine(Settling):
             self._join_line(line, entry, now)
         return None
 
-    def _wait_behind(self, entry: Entry, only: Scale, now: int) -> bool:
+    def _wait_behind(self, entry: Entry, only: Scale, now: int) -> bool:  # noqa: C901 - in one piece
         """Let a plain job that cannot start at once join at the back, behind its own line only.
 
         False, and nothing done, if that is for the general rules to decide.

@@ -55,6 +55,7 @@ class Entry:
         "plain",
         "policy",
         "promised",
+        "refusal",
         "sequence",
         "slot",
         "state",
@@ -66,6 +67,7 @@ class Entry:
     arrival: int
     key: int
     promised: int
+    refusal: Refusal | None
     sequence: int
 
     # What few jobs have is a default of the class until it is set: most entries never need the room.
@@ -76,7 +78,6 @@ class Entry:
     paid: bool = False
     outside: bool = False
     placed: tuple[Any, ...] | None = None
-    refusal: Refusal | None = None
     delayed: frozenset[Cause] = frozenset()
     calls: int = 0
     period: int = 0
@@ -89,6 +90,7 @@ class Entry:
         self.cost = cost
         self.plain = cost is ONE and not rare
         self.state = NEW
+        self.refusal = None
         self.slot = self.key = 0
         for name, value in rare.items():
             setattr(self, name, value)

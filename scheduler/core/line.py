@@ -143,10 +143,12 @@ class Line:
         if not block:
             del self.blocks[0]
 
-    def second(self) -> Entry:
-        """The job behind the first one, of two at least."""
+    def second(self) -> Entry | None:
+        """The job behind the first one, if there is any."""
         block = self.blocks[0]
-        return block[1] if len(block) > 1 else self.blocks[1][0]
+        if len(block) > 1:
+            return block[1]
+        return self.blocks[1][0] if len(self.blocks) > 1 else None
 
     def remove(self, entry: Entry) -> None:
         """Let a job out, from wherever it stands in the line."""

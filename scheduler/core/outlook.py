@@ -18,13 +18,15 @@ from scheduler.core.fairness import fair_cost
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.policy import Outlook, Reason, Refusal
-from scheduler.core.tenant import Tenant
+from scheduler.core.tenant import Echo, Tenant
 
 PAUSE_STEP = 1_000_000
 """Nanoseconds between callers refused by a pause, so that they do not come back together."""
 
 ECHO_LEAST = 16
 """Refused callers that are told apart exactly even where the line is shorter than that."""
+
+NO_ECHOES: dict[str, Echo] = {}
 
 _key = attrgetter("key")
 
@@ -158,7 +160,10 @@ def refuse(
 def refuse_plain(entry: Entry, tenant: Tenant, gate: Gate, only: Scale, now: int) -> Refusal:
     """The plain case of `refuse`: one request, nobody in line, only the tenant's one bucket in the way."""
     zero, full, bound = tenant.zeros[0], only.p * now - only.capacity, entry.policy.max_queue
-    start = tenant.echo(gate.name, now).queue_one(
+    echo = (tenant.echoes or NO_ECHOES).get(gate.name)
+    if echo is None or echo.last <= now:
+        echo = tenant.echo(gate.name, now)
+    start = echo.queue_one(
         only, zero if zero > full else full, bound if bound > ECHO_LEAST else ECHO_LEAST, now
     )
     return Refusal(STRICT, start - now)

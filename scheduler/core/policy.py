@@ -89,7 +89,8 @@ class Outlook(NamedTuple):
     """What `expected` is waiting for: STRICT (own buckets), GATE, PAUSE or SLOT."""
 
 
-class Refusal(NamedTuple):
+@dataclass(slots=True)
+class Refusal:
     """A decision not to let a job wait."""
 
     reason: Reason

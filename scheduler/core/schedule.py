@@ -105,7 +105,7 @@ class Schedule(Lines):
         return True
 
     def _pass_plain(self, line: Line, time: int, now: int) -> bool:
-        """The plain case of `_pass`, in one piece: the first of a line goes, and the next one takes its place.
+        """The plain case of `_pass`, in one piece: the first of a line goes, the next one takes its place.
 
         One bucket, nobody at the gate, slots for more than one. False, and nothing done, if it is not that.
         """
@@ -115,7 +115,6 @@ class Schedule(Lines):
             only is None
             or entry is None
             or not entry.plain
-            or line.size < 2
             or gate.zeros
             or gate.paused_until > time
             or gate.eligible.items
@@ -136,7 +135,7 @@ class Schedule(Lines):
         floor = (at if exact <= at - only.p else exact) - only.room
         zero = exact if exact > floor else floor
         ready = -(-(zero + unit) // only.p)
-        if not following.plain or ready <= time:
+        if following is not None and (not following.plain or ready <= time):
             return False
         zeros[0] = zero
         tenant.free -= 1
@@ -150,8 +149,13 @@ class Schedule(Lines):
             entry.delayed = self._causes(entry)
         self.moved.append(entry)
         line.front = following
-        line.placed = item = (ready, HEAD, following.key, line)
-        heapreplace(items, item)
+        if following is not None:
+            line.placed = item = (ready, HEAD, following.key, line)
+            heapreplace(items, item)
+        else:
+            self.events.pop()
+            if line.empty:
+                self._drop_line(line, time)
         return True
 
     def _let_go(self, line: Line, front: Entry, time: int, now: int, start: int | None) -> None:

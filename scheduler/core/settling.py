@@ -28,10 +28,10 @@ class Settling(Changes):
         """End a plain grant whose estimate was right while all who wait would find a slot without its own.
 
         The time does not matter then. False, and nothing done, if that is not the case, or if the grant's
-        holding time should be measured (each eighth is); then `settle` it.
+        holding time should be measured (one in 64 is); then `settle` it.
         """
         tenant, gate, root = entry.tenant, entry.gate, self.root
-        if not entry.plain or not entry.sequence & 7 or (tenant.placed is None and not tenant.lines):
+        if not entry.plain or not entry.sequence & 63 or (tenant.placed is None and not tenant.lines):
             return False
         waiting = self.waiting
         if (

@@ -8,8 +8,8 @@ from scheduler.core.account import Account, Amounts, Projection, Shape
 from scheduler.core.bucket import Scale
 from scheduler.core.line import Line
 
-GOLDEN = 11400714819323198485
-"""2^64 over the golden ratio: its multiples spread evenly in any range (Knuth, TAOCP 3, section 6.4)."""
+GOLDEN = 2654435769
+"""2^32 over the golden ratio: its multiples spread evenly in any range (Knuth, TAOCP 3, section 6.4)."""
 
 
 class Tenant(Account):
@@ -91,18 +91,19 @@ class Echo:
         own = -(-(behind + unit) // p)
         if own < self.time:
             own = self.time
-        start = self.last + 1 if own <= self.last > now else own
-        least = -(-(zero + unit) // p)
-        if start - least > bound * -(-unit // p):
-            return self._inside(least, bound * -(-unit // p))
+        last = self.last
+        start = last + 1 if own <= last > now else own
+        least, room = -(-(zero + unit) // p), bound * scale.interval
+        if start - least > room:
+            return self._inside(least, room)
         self.zeros[0] = scale.charge(behind, own, unit)
         self.time, self.last = own, start
         return start
 
     def _inside(self, least: int, room: int) -> int:
         """A time within the bound that no recent caller was given."""
-        self.count += 1
-        return least + 1 + (self.count * GOLDEN % (1 << 64)) * room // (1 << 64)
+        self.count = count = self.count + 1
+        return least + 1 + ((count * GOLDEN & 0xFFFFFFFF) * room >> 32)
 
     def passed_at(self, scales: tuple[Scale, ...]) -> int:
         """The first whole nanosecond at which no refused caller would still be in line."""

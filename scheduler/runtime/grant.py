@@ -35,6 +35,7 @@ class Grant(Entry):
 
     __slots__ = ("future", "gate_name", "name", "scheduler")
 
+    future: asyncio.Future[None] | None
     usage: Usage | None = None
     watched = False
     free_message: bool = True
@@ -45,12 +46,13 @@ class Grant(Entry):
         self.policy = policy
         self.cost = cost
         self.state = NEW
+        self.refusal = None
         self.plain = cost is ONE
         self.slot = self.key = 0
         self.scheduler = scheduler
         self.name = name
         self.gate_name = gate_name
-        self.future: asyncio.Future[None] | None = None
+        self.future = None
 
     @property
     def waited(self) -> float:

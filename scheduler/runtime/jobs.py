@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from functools import partial
-from types import CoroutineType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from scheduler.core.engine import Engine
@@ -18,15 +17,10 @@ from scheduler.errors import (
     JobFailed,
     Retry,
     SchedulerClosed,
-    SchedulerError,
 )
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.grant import Grant, Handler, Job, Prompt, Ticket, current_grant, is_cancelled
 from scheduler.runtime.runs import Runs
-
-
-async def _awaited(work: Awaitable[Any]) -> Any:
-    return await work
 
 
 class Jobs(Runs):
@@ -43,7 +37,6 @@ class Jobs(Runs):
         self._group: asyncio.TaskGroup | None = None
         self._quiet = asyncio.Event()
         self._starting = False
-        self.jobs = 0
         self.done = 0
 
     # --- life ---------------------------------------------------------------------------------------
@@ -102,7 +95,8 @@ class Jobs(Runs):
     @property
     def _busy(self) -> bool:
         """Whether any job waits, is about to resume, or runs."""
-        return bool(self.engine.waiting or self.resuming or self.jobs)
+        engine = self.engine
+        return bool(engine.waiting or engine.moved or self.resuming or self._runs)
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -133,9 +127,8 @@ class Jobs(Runs):
         if self._starting:  # an eager task: its turn is behind those who have yet to resume
             await asyncio.sleep(0)
         self.resuming -= 1
-        job = ticket.job
         try:
-            ticket.finish(None, await self.perform(job.grant, job.prompt, job.timeout, job))
+            ticket.finish(None, await self.run(ticket.job, waited=True))
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever asks
             ticket.finish(error)
         except BaseException:
@@ -156,36 +149,41 @@ class Jobs(Runs):
         self.interrupt(job, "cancelled")
         return True
 
-    async def perform(  # noqa: C901, PLR0912 - every job's path, in one piece
-        self, grant: Grant, prompt: Prompt, timeout: float | None, job: Job | None = None
-    ) -> Any:
-        """Wait for a turn unless there is a job that had it, try until there is a result, and settle."""
-        waited = job is not None or not self.offer(grant)
-        if job is None:
-            if waited:
-                try:
-                    await self.until(grant)
-                except BaseException:
-                    self.gone(grant)
-                    raise
-                self.resumed(grant)
-            job = Job(grant, prompt, timeout)
+    async def perform(self, grant: Grant, prompt: Prompt, timeout: float | None) -> Any:
+        """Wait for the turn of a grant, and run its job."""
+        granted = self.offer(grant)
+        if not granted:
+            try:
+                await self.until(grant)
+            except BaseException:
+                self.gone(grant)
+                raise
+            self.resumed(grant)
+        return await self.run(Job(grant, prompt, timeout), waited=not granted)
+
+    async def run(self, job: Job, waited: bool) -> Any:  # noqa: C901, PLR0912 - every job's path, in one piece
+        """Try a granted job until it has a result or fails, and settle. `waited`: not granted just now."""
+        grant = job.grant
         while True:
             outer = current_grant.get()
             current_grant.set(grant)
-            self.jobs += 1
             try:
                 if waited:
                     self._still_wanted(job)
-                steps = self._handler(job)
-                if steps.__class__ is not CoroutineType:
-                    steps = _awaited(steps)
+                alarm = self._watched(job)
                 try:
-                    yielded = steps.send(None)
-                except StopIteration as done:
-                    result = done.value
+                    result = await self._handler(job)
+                except (Exception, asyncio.CancelledError) as error:
+                    if job.stopped is not None:
+                        self._explain(job, error)
+                    raise
                 else:
-                    result = await self._go_on(job, steps, yielded)
+                    if job.stopped is not None:
+                        self._explain(job, None)
+                finally:
+                    del self._runs[job]
+                    if alarm is not None:
+                        alarm.cancel()
             except Retry as retry:
                 await self._again(job, retry)
                 waited = True
@@ -198,7 +196,6 @@ class Jobs(Runs):
                     self.settle_grant(grant, grant.usage)
                 return result
             finally:
-                self.jobs -= 1
                 if outer is not None and outer.state is RUNNING:
                     # Not `reset`, which a coroutine that is closed from elsewhere may not do.
                     current_grant.set(outer)
@@ -222,14 +219,6 @@ class Jobs(Runs):
     async def _again(self, job: Job, retry: Retry) -> None:
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
         grant, now = job.grant, self._now()
-        if self._cancelling and job.stopped is None:
-            job.stopped = "closed"
-        if job.stopped is not None:  # by the handler itself, before it first suspended
-            try:
-                self._explain(job, retry)
-            except SchedulerError as error:
-                self._fail(job, error)
-                raise
         again = now + nanoseconds("after", retry.after)
         if retry.pause_gate and again > grant.gate.paused_until:
             self.engine.pause(now, grant.gate.name, again)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
 from contextvars import copy_context
-from types import coroutine
 from typing import Any
 
 from scheduler.core.engine import Engine
@@ -16,26 +14,8 @@ from scheduler.runtime.grant import Job
 from scheduler.runtime.turns import Turns
 
 
-@coroutine
-def _resume(steps: Coroutine[Any, Any, Any], yielded: Any) -> Generator[Any, Any, Any]:
-    """Go on with a coroutine that has already been stepped once, and yielded `yielded`."""
-    try:
-        while True:
-            try:
-                sent = yield yielded
-            except GeneratorExit:
-                steps.close()
-                raise
-            except BaseException as error:  # noqa: BLE001 - thrown on as it came
-                yielded = steps.throw(error)
-            else:
-                yielded = steps.send(sent)
-    except StopIteration as done:
-        return done.value
-
-
 class Runs(Turns):
-    """The handlers that have suspended, each with its task and how often others had cancelled that before."""
+    """The handlers that run, each with its task and how often others had cancelled that before."""
 
     def __init__(self, engine: Engine, clock: Clock, run_timeout: float) -> None:
         super().__init__(engine, clock)
@@ -51,38 +31,18 @@ class Runs(Turns):
         if self._watch is not None:
             self._watch.cancel()
 
-    async def _go_on(self, job: Job, steps: Coroutine[Any, Any, Any], yielded: Any) -> Any:
-        """Let a handler that has suspended go on, within its time limits.
-
-        Most of what it costs to bound a call is not worth its while for a handler that returns at once.
-        """
-        loop, deadline, alarm = asyncio.get_running_loop(), job.grant.deadline, None
-        task = asyncio.current_task()
+    def _watched(self, job: Job) -> asyncio.TimerHandle | None:
+        """Have a run watched until it is taken from `_runs`; the alarm of its own time limit, if any."""
+        loop = self._loop
+        task = asyncio.current_task(loop)
         self._runs[job] = task, 0 if task is None else task.cancelling()
-        if self._cancelling:
-            self.interrupt(job, "closed")
         if self._watch is None:
             self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue, context=self._context)
-        if deadline is not None:
-            left = max(0, deadline - self._now()) / NS
-            alarm = loop.call_at(loop.time() + left, self.interrupt, job, "timeout")
-        try:
-            result = await _resume(steps, yielded)
-            if job.stopped is not None:
-                self._explain(job, None)
-            return result
-        except Exception as error:
-            if job.stopped is not None:
-                self._explain(job, error)
-            raise
-        except asyncio.CancelledError as error:
-            if job.stopped is not None:
-                self._explain(job, error)
-            raise
-        finally:
-            del self._runs[job]
-            if alarm is not None:
-                alarm.cancel()
+        deadline = job.grant.deadline
+        if deadline is None:
+            return None
+        left = max(0, deadline - self._now()) / NS
+        return loop.call_at(loop.time() + left, self.interrupt, job, "timeout")
 
     def _overdue(self) -> None:
         """Interrupt what has run for too long. One timer serves all runs, and few tries ever see it."""
@@ -95,16 +55,14 @@ class Runs(Turns):
             elif soonest is None or due < soonest:
                 soonest = due
         if soonest is not None:
-            loop = asyncio.get_running_loop()
-            self._watch = loop.call_at(
-                loop.time() + (soonest - now) / NS, self._overdue, context=self._context
-            )
+            at = self._loop.time() + (soonest - now) / NS
+            self._watch = self._loop.call_at(at, self._overdue, context=self._context)
 
     def interrupt(self, job: Job, reason: str) -> None:
         """Cancel a running handler for a reason, once it has come to rest."""
         if job.stopped is None:
             job.stopped = reason
-            asyncio.get_running_loop().call_soon(self._cancel_run, job)
+            self._loop.call_soon(self._cancel_run, job)
 
     def _cancel_run(self, job: Job) -> None:
         task, before = self._runs.get(job, (None, 0))

@@ -282,7 +282,7 @@ class Scheduler(Jobs):
                 cancelled=self.counts["cancelled"],
                 retried=self.counts["retried"],
                 stalls=engine.stalls,
-                refused=dict(self.refusals),
+                refused={reason: count for reason, count in self.refusals.items() if count},
             )
         known = engine.tenants.get(check_tenant(tenant))
         if known is None:

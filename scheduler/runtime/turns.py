@@ -28,7 +28,7 @@ class Turns:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine = engine
         self.counts: Counter[str] = Counter()
-        self.refusals: Counter[Reason] = Counter()
+        self.refusals = dict.fromkeys(Reason, 0)
         self.resuming = 0
         self.closed = True
         self._now = clock.now
@@ -70,9 +70,9 @@ class Turns:
         return False
 
     def until(self, grant: Grant, told: bool = True) -> Awaitable[None]:
-        """What to await for the turn of a grant that was offered. Whatever comes of it, say so: `resumed`, or
-        `gone` after any exception. (One call of `turn` says all three; a waiter costs less without its frame.)
+        """What to await for the turn of a grant that was offered, and then say so: `resumed`, or `gone`.
 
+        `turn` is all of it in one call; most waiters do without its frame, which is a quarter of their size.
         `told` False: if it was granted already, its caller has yet to be told, like those that moved with it.
         """
         if told and grant.state is RUNNING:
@@ -91,7 +91,7 @@ class Turns:
             self.changed()
 
     def gone(self, grant: Grant) -> None:
-        """The caller waits no more: it was cancelled, or told that it waits in vain. What it holds goes back."""
+        """The caller waits no more: cancelled, or told that it waits in vain. What it holds goes back."""
         future, grant.future = grant.future, None
         if future is None or not (future.cancelled() or not future.done() or future.exception()):
             self.resuming -= 1

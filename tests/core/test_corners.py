@@ -10,7 +10,7 @@ from scheduler.core.account import SLOT_FLOOR
 from scheduler.core.engine import Engine
 from scheduler.core.entry import Entry, State
 from scheduler.core.outlook import PAUSE_STEP
-from scheduler.core.policy import Cause, Policy, Reason
+from scheduler.core.policy import Cause, Policy, Reason, Refusal
 from scheduler.core.quota import NS, ONE, Cost, Quota, Rate, Usage
 from tests.core.invariants import check
 from tests.core.play import MS, PATIENT, START, Op, Play, engine, ops, rates, token_rates
@@ -198,7 +198,7 @@ def test_law_5_a_busy_session_refuses_like_a_slot() -> None:
     one = engine(Quota())
     offer(one, START, session="s")
     refusal = one.offer(START, "a", "", Entry(STRICT, session="s"))
-    assert refusal == (Reason.SLOT, SLOT_FLOOR, None)
+    assert refusal == Refusal(Reason.SLOT, SLOT_FLOOR, None)
 
 
 def test_law_5_who_stands_behind_others_at_a_gate_is_refused_by_the_gate() -> None:
@@ -327,7 +327,7 @@ def test_a_job_in_backoff_that_fits_no_more_is_refused_when_it_returns() -> None
     play.do(Op("retry", delay=2 * NS))
     play.do(Op("set_quota", quota=Quota(Rate(5, burst=2))))
     play.do(Op("advance", gap=3 * NS))
-    assert play.jobs[0].refusal == (Reason.NEVER, 0, ("requests", 4, 2))
+    assert play.jobs[0].refusal == Refusal(Reason.NEVER, 0, ("requests", 4, 2))
     assert [told.what for told in play.told] == ["running", "never"]
 
 

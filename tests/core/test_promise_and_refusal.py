@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.entry import Entry, State
-from scheduler.core.policy import Cause, Policy, Reason
+from scheduler.core.policy import Cause, Policy, Reason, Refusal
 from scheduler.core.quota import NS, Cost, Quota, Rate
 from tests.core.play import PATIENT, START, Op, Play, costs, engine, gaps, ops, rates, token_rates
 
@@ -168,9 +168,9 @@ def test_law_5_never_is_another_answer_than_not_yet() -> None:
     """A cost above the burst can never fit: another reason, and no time to come back at."""
     one = engine(Quota(Rate(2, burst=5), input_tokens=Rate(10, burst=100)))
     refusal = one.offer(START, "a", "", Entry(PATIENT, Cost(6)))
-    assert refusal == (Reason.NEVER, 0, ("requests", 6, 5))
+    assert refusal == Refusal(Reason.NEVER, 0, ("requests", 6, 5))
     refusal = one.offer(START, "a", "", Entry(PATIENT, Cost(1, 101)))
-    assert refusal == (Reason.NEVER, 0, ("input_tokens", 101, 100))
+    assert refusal == Refusal(Reason.NEVER, 0, ("input_tokens", 101, 100))
 
 
 @given(rates, st.integers(0, 5), st.integers(0, 3 * NS))

@@ -103,7 +103,7 @@ def level(scheduler: Scheduler, tenant: str = "acme", name: str = "requests") ->
 def assert_idle(scheduler: Scheduler) -> None:
     """Nothing waits, runs or holds anything: every counter is back where it began."""
     engine = scheduler.engine
-    assert (engine.waiting, engine.root.running, scheduler.resuming, scheduler.jobs) == (0, 0, 0, 0)
+    assert (engine.waiting, engine.root.running, scheduler.resuming) == (0, 0, 0)
     assert not engine.moved
     assert not engine.sessions
     assert not scheduler._runs
