@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from scheduler.core.engine import Engine
-from scheduler.core.quota import Quota
+from scheduler.core.quota import ONE, Quota, Rate
 from tests.core.invariants import check
-from tests.core.play import Op, Play, engine, ops, quotas
+from tests.core.play import MS, Op, Play, engine, ops, quotas
 
 KINDS = ("offer", "chain", "settle", "withdraw", "retry", "pause", "set_quota", "advance")
 
@@ -54,6 +56,32 @@ class LongWay(Engine):
         return super().offer(*arguments)
 
 
+FAST = [Rate(50, burst=3), Rate(200), Rate(1000, burst=2), Rate(7, burst=2)]
+SIMPLE = st.builds(Quota, st.sampled_from(FAST), concurrency=st.sampled_from([None, None, None, 2]))
+"""One bucket: with the default cost and nothing else asked for, what the shortcuts are for."""
+
+PLAIN = {
+    "cost": ONE,
+    "head_start": 0,
+    "session": None,
+    "timeout": None,
+    "quota": SIMPLE,
+    "gap": st.integers(0, 60 * MS),
+}
+
+
+@given(
+    st.lists(ops((*KINDS, "offer", "offer"), tenants=2, **PLAIN), min_size=6, max_size=60),
+    st.sampled_from([(Quota(), 10**6), (Quota(), 10**6), (Quota(concurrency=2), 3)]),
+    SIMPLE,
+)
+def test_the_shortcuts_are_taken_and_decide_as_the_general_rules_do(
+    script: list[Op], limits: tuple[Quota, int], quota: Quota
+) -> None:
+    """The same with plain jobs nearly alone, and all books kept on the way."""
+    compare(script, limits, quota, after=check)
+
+
 @given(
     st.lists(ops(KINDS, tenants=3), min_size=6, max_size=60),
     st.sampled_from([(Quota(), 10**6), (Quota(concurrency=2), 3)]),
@@ -63,9 +91,20 @@ def test_the_shortcuts_decide_as_the_general_rules_do(
     script: list[Op], limits: tuple[Quota, int], quota: Quota
 ) -> None:
     """The plain case in one piece and the general case give the same answers at the same times."""
+    compare(script, limits, quota)
+
+
+def compare(
+    script: list[Op],
+    limits: tuple[Quota, int],
+    quota: Quota,
+    after: Callable[[Play], None] | None = None,
+) -> None:
+    """Play a script with and without the shortcuts."""
     gate, most = limits
     plays = [
-        Play(engine(quota, {"": gate}, max_running=most, kind=kind)).run(script) for kind in (Engine, LongWay)
+        Play(engine(quota, {"": gate}, max_running=most, kind=kind), after=after).run(script)
+        for kind in (Engine, LongWay)
     ]
     assert plays[0].told == plays[1].told
     assert [e.promised for e in plays[0].jobs if e.slot] == [e.promised for e in plays[1].jobs if e.slot]
