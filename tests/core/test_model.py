@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,18 +61,18 @@ FAST = [Rate(50, burst=3), Rate(200), Rate(1000, burst=2), Rate(7, burst=2)]
 SIMPLE = st.builds(Quota, st.sampled_from(FAST), concurrency=st.sampled_from([None, None, None, 2]))
 """One bucket: with the default cost and nothing else asked for, what the shortcuts are for."""
 
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "cost": ONE,
     "head_start": 0,
     "session": None,
     "timeout": None,
     "quota": SIMPLE,
-    "gap": st.integers(0, 60 * MS),
+    "gap": st.integers(0, 30 * MS),
 }
 
 
 @given(
-    st.lists(ops((*KINDS, "offer", "offer"), tenants=2, **PLAIN), min_size=6, max_size=60),
+    st.lists(ops((*KINDS, *("offer", "advance") * 4), tenants=2, **PLAIN), min_size=6, max_size=60),
     st.sampled_from([(Quota(), 10**6), (Quota(), 10**6), (Quota(concurrency=2), 3)]),
     SIMPLE,
 )
