@@ -146,15 +146,26 @@ class Engine(Settling):
             if tenant.placed is None:
                 self._fade(tenant, now)
             return self._refused(entry, refusal)
-        line = self._line(tenant, gate)
-        entry.state, entry.promised = WAITING, outlook.promised
+        entry.promised = outlook.promised
+        self._accept(entry, now)
+        return None
+
+    def _accept(self, entry: Entry, now: int) -> None:
+        """Let a job wait: in its line, or outside of it behind one of its session."""
+        line = self._line(entry.tenant, entry.gate)
+        entry.state = WAITING
         self.waiting += 1
         if entry.deadline is not None:
             self.events.put((entry.deadline, EXPIRE, entry.key, entry))
-        line.tighten(policy.max_wait_ns)
+        line.tighten(entry.policy.max_wait_ns)
         if not self._join_session(line, entry):
             self._join_line(line, entry, now)
-        return None
+
+    def restore(self, now: int, tenant_name: str, gate_name: str, entry: Entry) -> None:
+        """Let a job wait that was accepted before, and has its key and promise already."""
+        self._advance(now)
+        entry.tenant, entry.gate = self._tenant(tenant_name, now), self.gates[gate_name]
+        self._accept(entry, now)
 
     def _wait_behind(self, entry: Entry, only: Scale, now: int) -> bool:  # noqa: C901 - in one piece
         """Let a plain job that cannot start at once join at the back, behind its own line only.

@@ -13,8 +13,11 @@ from scheduler.core.line import Line
 from scheduler.core.quota import Quota
 from scheduler.core.tenant import Tenant
 
-FADE_STEP = 1 << 30
-"""Nanoseconds: tenants are looked over for forgetting in batches about a second apart."""
+LINGER = 1 << 30
+"""Nanoseconds for which an idle tenant is kept at least, so that a busy one is not made anew all the time."""
+
+FADE_STEP = 1 << 20
+"""Nanoseconds: idle tenants are looked over in batches 1 ms apart; larger ones would hold up others."""
 
 RETURN, HEAD, GATE, BEHIND, EXPIRE, FADE = range(6)
 """Kinds of events, in the order in which they are processed when they fall on the same nanosecond: whoever
@@ -65,7 +68,7 @@ class Register:
         if tenant.placed is None:
             idle = max(now, tenant.idle_at())
             self.sequence += 1
-            self.events.put(((idle // FADE_STEP + 1) * FADE_STEP, FADE, self.sequence, tenant))
+            self.events.put((((idle + LINGER) // FADE_STEP + 1) * FADE_STEP, FADE, self.sequence, tenant))
 
     def _forget(self, tenant: Tenant, time: int) -> None:
         """Forget a tenant whose absence would change no decision; look again later if one still would."""

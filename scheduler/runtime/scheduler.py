@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
-from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
-from scheduler.core.account import Account, shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
 from scheduler.core.policy import Policy
-from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance, positive, whole
+from scheduler.core.quota import NS, ONE, Cost, Quota, instance, positive, whole
 from scheduler.runtime.arguments import (
     MAX_TENANT,
     check_priority,
@@ -22,8 +20,8 @@ from scheduler.runtime.arguments import (
 )
 from scheduler.runtime.clock import Clock, MonotonicClock
 from scheduler.runtime.grant import Grant, Handler, Job, Prompt, QueuedGrant, Ticket, current_grant
-from scheduler.runtime.jobs import Jobs
-from scheduler.runtime.values import Quote, Statistics
+from scheduler.runtime.reports import Reports
+from scheduler.runtime.values import Quote
 
 Quotas = Quota | Mapping[str, Quota] | Callable[[str], Quota]
 Policies = Policy | Mapping[str, Policy] | Callable[[str], Policy]
@@ -39,7 +37,12 @@ class HasTenant(Protocol):
         """Who pays for it."""
 
 
-class Scheduler(Jobs):
+def _no_key(key: str | None) -> None:
+    if key is not None:
+        raise ValueError("key: needs a store, which remembers it; this scheduler has none")
+
+
+class Scheduler(Reports):
     """Gives each tenant a line and a bucket, and runs `handler` for each job when its turn has come.
 
     `quotas` and `policy`: one for everyone, a mapping by tenant, or a callable of the tenant. `gates`: None,
@@ -51,6 +54,12 @@ class Scheduler(Jobs):
     Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
     them). Without a shared store every process has its own buckets: N processes give N times the rate.
     """
+
+    def __new__(cls, *_: Any, store: Any = None, **__: Any) -> Scheduler:
+        """With a store, one that commits jobs there."""
+        from scheduler.runtime.durable import DurableScheduler  # noqa: PLC0415 - which is made of this class
+
+        return object.__new__(cls if store is None else DurableScheduler)
 
     def __init__(
         self,
@@ -65,6 +74,7 @@ class Scheduler(Jobs):
         run_timeout: float = 600.0,
         max_prompt_bytes: int = 32_000_000,
         max_head_start: float = 60.0,
+        store: Any = None,
         clock: Clock | None = None,
     ) -> None:
         self._policy_of = chooser("policy", policy, Policy)
@@ -99,6 +109,7 @@ class Scheduler(Jobs):
         priority: float = 0,
         cost: Cost | None = None,
         gate: str | None = None,
+        key: str | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """``await scheduler.submit(tenant, prompt)``: send a prompt through its tenant's line.
 
@@ -114,7 +125,8 @@ class Scheduler(Jobs):
         ValueError or TypeError for a bad argument, and whatever else the handler raises, unchanged.
         """
         grant = self._ask(Grant, tenant, policy, cost, gate)
-        if session is not None or timeout is not None or priority != 0:
+        if session is not None or timeout is not None or priority != 0 or key is not None:
+            _no_key(key)
             self._refine(grant, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
@@ -132,8 +144,10 @@ class Scheduler(Jobs):
         priority: float = 0,
         cost: Cost | None = None,
         gate: str | None = None,
+        key: str | None = None,
     ) -> Ticket:
         """Like `submit`, but return a `Ticket` at once; the handler runs in the scheduler's task group."""
+        _no_key(key)
         grant = self._ask(QueuedGrant, tenant, policy, cost, gate)
         self._refine(grant, session, timeout, priority)
         if self._handler is None:
@@ -240,60 +254,3 @@ class Scheduler(Jobs):
         """
         self.engine.set_quota(self._now(), check_tenant(tenant), instance("quota", quota, Quota))
         self.changed()
-
-    def levels(self, tenant: str) -> dict[str, tuple[int, Fraction, Fraction]]:
-        """A tenant's buckets now, exact, by name: burst, permits per second, permits held (below 0 in debt).
-
-        ``"concurrency"`` counts free slots; they come back when jobs end, so its rate is 0. What has no limit
-        is left out. Leaves no trace of a tenant that was not seen before.
-        """
-        engine, now = self.engine, self._now()
-        engine.advance(now)
-        self.changed()
-        account = engine.tenants.get(check_tenant(tenant)) or Account(shape_of(engine.quota_of(tenant)), now)
-        shape = account.shape
-        levels = {
-            DIMENSIONS[index]: (
-                scale.capacity // scale.unit,
-                Fraction(scale.p * NS, scale.unit),
-                Fraction(scale.level(zero, now), scale.unit),
-            )
-            for index, scale, zero in zip(shape.limits, shape.scales, account.zeros, strict=True)
-        }
-        slots = shape.quota.concurrency
-        if slots is not None:
-            levels["concurrency"] = (slots, Fraction(0), Fraction(max(0, slots - account.running)))
-        return levels
-
-    async def statistics(self, tenant: str | None = None) -> Statistics:
-        """A snapshot of everything, or of one tenant."""
-        engine = self.engine
-        now = self._now()
-        engine.advance(now)
-        self.changed()
-        if tenant is None:
-            return Statistics(
-                waiting=engine.waiting,
-                running=engine.root.running,
-                tenants=len(engine.tenants),
-                granted=engine.granted,
-                done=self.done,
-                failed=self.counts["failed"],
-                cancelled=self.counts["cancelled"],
-                retried=self.counts["retried"],
-                stalls=engine.stalls,
-                refused={reason: count for reason, count in self.refusals.items() if count},
-            )
-        known = engine.tenants.get(check_tenant(tenant))
-        if known is None:
-            return Statistics(waiting=0, running=0, tenants=0)
-        shape = known.shape
-        return Statistics(
-            waiting=sum(line.length for line in known.lines.values()),
-            running=known.running,
-            tenants=1,
-            levels={
-                DIMENSIONS[index]: scale.level(zero, now) / scale.unit
-                for index, scale, zero in zip(shape.limits, shape.scales, known.zeros, strict=True)
-            },
-        )

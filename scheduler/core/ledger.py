@@ -1,0 +1,275 @@
+"""The engine over a state that is kept elsewhere: load it, let the engine decide, save what changed.
+
+A store keeps a row per tenant and per job. Under its locks it loads the tenants that are due and the first
+jobs of their lines, and `grant` runs the engine over them: what happened since is played again in the order
+in which it happened, so that a store decides what the engine in memory would have decided, at the same
+slots. A tenant's row changes at two other moments, when a job joins (`outlook`, `join`) and when it ends
+(`settle`). Nothing in here knows a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from scheduler.core.account import Account, Shape, shape_of
+from scheduler.core.engine import Engine
+from scheduler.core.entry import RUN_BITS, SEQUENCE_BITS, Entry
+from scheduler.core.gate import Gate
+from scheduler.core.line import Line
+from scheduler.core.outlook import Ahead, expect, refuse, run_to
+from scheduler.core.policy import Outlook, Policy, Reason, Refusal, decide
+from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, Usage
+from scheduler.core.tenant import Echo, Tenant
+
+OPEN = shape_of(Quota())
+"""The shape of a gate without limits, and of a scheduler without a bound on its slots."""
+
+
+class StoredJob(Entry):
+    """A job as a store keeps it: an entry of the engine with the number that the store gave it.
+
+    `number` orders the jobs of a line that arrived at the same time; `owner` is the tenant's name; `since` is
+    when it joined its line: at its arrival, or when its backoff was over.
+    """
+
+    __slots__ = ("number", "owner", "since")
+
+    def __init__(self, owner: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
+        super().__init__(policy, ONE if cost == ONE else cost)
+        self.owner = owner
+        self.renumber(number, arrival)
+
+    def renumber(self, number: int, arrival: int) -> None:
+        """Give it its number, arrival and key: a store knows them once it holds its locks."""
+        self.number = self.sequence = number
+        self.arrival = self.since = arrival
+        self.key = ((arrival - self.head_start << SEQUENCE_BITS) + number) << RUN_BITS
+
+    def want(self, *, head_start: int = 0, session: str | None = None, deadline: int | None = None) -> None:
+        """Say what few jobs want; `deadline` in nanoseconds of the store's clock."""
+        if head_start:
+            self.head_start, self.plain = head_start, False
+            self.renumber(self.number, self.arrival)
+        if session is not None:
+            self.session, self.plain = session, False
+        if deadline is not None:
+            self.deadline, self.plain = deadline, False
+
+
+@dataclass(slots=True)
+class TenantState:
+    """A tenant's row.
+
+    `zeros`: its buckets (see `bucket`). `running`: slots in use. `waiting`: jobs in line or outside for a
+    while; `work`: what those in line will be charged, per bucket in its units. Nothing is granted before
+    `as_of`, the time of the last change that moved those who wait. `due` is the first time at which
+    anything can happen, None if that takes a change. `echo`: the phantoms of those refused, as `(zeros,
+    time, last, count)`.
+    """
+
+    name: str
+    quota: Quota
+    zeros: list[int]
+    as_of: int
+    running: int = 0
+    waiting: int = 0
+    work: list[int] = field(default_factory=list)
+    due: int | None = None
+    echo: tuple[list[int], int, int, int] | None = None
+
+    @classmethod
+    def new(cls, name: str, quota: Quota, now: int) -> TenantState:
+        """A tenant that was never seen: full buckets."""
+        zeros = Account(shape_of(quota), now).zeros
+        return cls(name, quota, zeros, now, work=[0] * len(zeros))
+
+    @property
+    def shape(self) -> Shape:
+        """Its quota, ready for arithmetic."""
+        return shape_of(self.quota)
+
+    def tenant(self) -> Tenant:
+        """What the engine decides over."""
+        tenant = Tenant(self.name, self.shape, self.as_of)
+        tenant.zeros = self.zeros
+        tenant.free = self.shape.concurrency - self.running
+        return tenant
+
+    def levels(self, now: int) -> dict[str, float]:
+        """Permits in each bucket by name; below 0 in debt."""
+        shape = self.shape
+        return {
+            DIMENSIONS[index]: scale.level(zero, now) / scale.unit
+            for index, scale, zero in zip(shape.limits, shape.scales, self.zeros, strict=True)
+        }
+
+    def add_work(self, cost: Cost, sign: int) -> None:
+        """Count a job that joins the line, or leaves it."""
+        self.work = [w + sign * a for w, a in zip(self.work, self.shape.amounts(cost), strict=True)]
+
+    def due_by(self, time: int) -> None:
+        """Something may be granted at `time`, if not before."""
+        if self.due is None or time < self.due:
+            self.due = time
+
+
+# --- submit ---------------------------------------------------------------------------------------------
+
+
+def outlook(
+    state: TenantState, job: StoredJob, now: int, line: Sequence[StoredJob], parked: int = 0
+) -> tuple[Outlook, Refusal | None]:
+    """What a job could look forward to if it joined now, and the refusal if its policy does not allow that.
+
+    `line`: the jobs in line, in order, where `needs_line` says so. `parked`: jobs of its session before it.
+    """
+    tenant, gate, root = state.tenant(), Gate("", OPEN, now), Account(OPEN, now)
+    job.tenant, job.gate = tenant, gate
+    never = tenant.shape.never(job.cost)
+    if never is not None:
+        return Outlook(0, now, now, Reason.NEVER), Refusal(Reason.NEVER, 0, never)
+    if state.waiting:
+        tenant.lines[""] = _line(state, tenant, gate, line)
+    run = run_to(tenant, job.key, now, now)
+    own = run.peek(tenant.shape.amounts(job.cost))
+    ahead = state.waiting if not job.head_start else sum(other.key < job.key for other in line)
+    found = expect(job, now, own, own, root, Ahead(ahead, state.waiting, parked))
+    if found.expected <= now and not state.waiting and (job.deadline is None or job.deadline > now):
+        return found, None
+    full = state.waiting >= job.policy.max_queue
+    reason = decide(found, now, job.policy.max_wait_ns, full, job.deadline)
+    if reason is None:
+        return found, None
+    if state.echo is not None:
+        tenant.echoes = {"": _echo(state.echo)}
+    refusal = refuse(job, now, run, found, reason, root)
+    echo = (tenant.echoes or {})[""]
+    state.echo = echo.zeros, echo.time, echo.last, echo.count
+    return found, refusal
+
+
+def needs_line(state: TenantState, job: StoredJob) -> bool:
+    """Whether a promise takes a walk over the jobs in line: one bucket and the back of the line do not."""
+    return bool(state.waiting and (job.head_start or state.shape.only is None) and state.zeros)
+
+
+def _line(state: TenantState, tenant: Tenant, gate: Gate, jobs: Sequence[StoredJob]) -> Line:
+    line = Line(tenant, gate)
+    for job in jobs:
+        line.push(job)
+    line.work, line.size = list(state.work), state.waiting
+    return line
+
+
+def _echo(saved: tuple[list[int], int, int, int]) -> Echo:
+    echo = Echo(saved[0], 0)
+    echo.time, echo.last, echo.count = saved[1:]
+    return echo
+
+
+def join(state: TenantState, job: StoredJob, now: int, outside: bool) -> None:
+    """Let a job that was accepted into the line, or have it stand outside behind one of its session."""
+    state.waiting += 1
+    if not outside:
+        enter(state, job.cost, now)
+
+
+def enter(state: TenantState, cost: Cost, now: int) -> None:
+    """Let a job in that belongs to the line already."""
+    state.add_work(cost, 1)
+    state.due_by(now)
+
+
+# --- grant ----------------------------------------------------------------------------------------------
+
+
+def grant(
+    states: Sequence[TenantState], jobs: Sequence[StoredJob], slots: int, now: int, whole: frozenset[str]
+) -> list[StoredJob]:
+    """Grant what can go at `now`, at most `slots` jobs; what moved, in order: granted, expired or refused.
+
+    `jobs`: the first ones of each line, as many as were loaded; `whole`: the tenants of which that is all.
+    """
+    if not jobs:
+        for state in states:
+            state.due = None if state.name in whole else now
+        return []
+    by_name = {state.name: state for state in states}
+    arrivals = sorted((max(job.since, by_name[job.owner].as_of), job.key, job.owner, job) for job in jobs)
+    engine = Engine(arrivals[0][0], lambda name: by_name[name].quota, {"": Quota()}, max(1, slots))
+    engine.max_waiting = len(jobs)
+    tenants = {state.name: state.tenant() for state in states}
+    engine.tenants = dict(tenants)  # of its own: it forgets whom it can
+    if slots <= 0:
+        engine.root.free = 0
+    for time, _, owner, job in arrivals:
+        if time > now:
+            break
+        engine.restore(time, owner, "", job)
+    engine.advance(now)
+    moved = [job for job in engine.moved if isinstance(job, StoredJob)]
+    for job in moved:
+        state = by_name[job.owner]
+        state.waiting -= 1
+        if not job.paid:
+            state.add_work(job.cost, -1)
+        if job.slot and job.refusal is None:
+            state.as_of = max(state.as_of, job.slot)
+    for name, tenant in tenants.items():
+        _save(by_name[name], tenant, now, name in whole)
+    return moved
+
+
+def _save(state: TenantState, tenant: Tenant, now: int, whole: bool) -> None:
+    state.zeros = tenant.zeros
+    state.running = tenant.running
+    line = tenant.lines.get("")
+    if line is None or not line.blocks:
+        state.due = None if whole else now
+    elif line.placed is None or tenant.free <= 0:
+        state.due = None
+    elif line.agenda is line.gate.eligible:
+        state.due = now
+    else:
+        state.due = line.placed[0]
+
+
+# --- settle ---------------------------------------------------------------------------------------------
+
+
+def settle(state: TenantState, cost: Cost, usage: Usage | None, now: int) -> None:
+    """End a grant: `usage` replaces what was charged (None: it was right), and the slot is free."""
+    shape = state.shape
+    was_full = state.running >= shape.concurrency
+    state.running -= 1
+    if usage is not None:
+        charged, real = shape.amounts(cost), shape.amounts(usage)
+        state.zeros = [z - c + r for z, c, r in zip(state.zeros, charged, real, strict=True)]
+        was_full = was_full or charged != real
+    if was_full:
+        move(state, now)
+
+
+def move(state: TenantState, now: int) -> None:
+    """Something changed for those who wait: nobody is granted before it did."""
+    state.as_of = max(state.as_of, now)
+    if state.waiting:
+        state.due_by(now)
+
+
+def requota(state: TenantState, quota: Quota, now: int, line: Sequence[StoredJob]) -> list[StoredJob]:
+    """Change the limits: levels are kept. Returns the jobs that can never fit any more."""
+    tenant, shape = state.tenant(), shape_of(quota)
+    if state.echo is not None:
+        state.echo = (tenant.carry(state.echo[0], shape, now), *state.echo[1:])
+    tenant.reshape(shape, now)
+    state.quota, state.zeros = quota, tenant.zeros
+    gone = [job for job in line if shape.never(job.cost) is not None]
+    state.work = [0] * len(state.zeros)
+    for job in line:
+        if not job.paid and job not in gone:
+            state.add_work(job.cost, 1)
+    state.waiting -= len(gone)
+    move(state, now)
+    return gone

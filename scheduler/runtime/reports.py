@@ -1,0 +1,72 @@
+"""What the scheduler tells about itself: levels of buckets, and statistics."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from scheduler.core.account import Account, shape_of
+from scheduler.core.quota import DIMENSIONS, NS
+from scheduler.runtime.arguments import check_tenant
+from scheduler.runtime.jobs import Jobs
+from scheduler.runtime.values import Statistics
+
+
+class Reports(Jobs):
+    """Snapshots, which leave no trace."""
+
+    def levels(self, tenant: str) -> dict[str, tuple[int, Fraction, Fraction]]:
+        """A tenant's buckets now, exact, by name: burst, permits per second, permits held (below 0 in debt).
+
+        ``"concurrency"`` counts free slots; they come back when jobs end, so its rate is 0. What has no limit
+        is left out. Leaves no trace of a tenant that was not seen before.
+        """
+        engine, now = self.engine, self._now()
+        engine.advance(now)
+        self.changed()
+        account = engine.tenants.get(check_tenant(tenant)) or Account(shape_of(engine.quota_of(tenant)), now)
+        shape = account.shape
+        levels = {
+            DIMENSIONS[index]: (
+                scale.capacity // scale.unit,
+                Fraction(scale.p * NS, scale.unit),
+                Fraction(scale.level(zero, now), scale.unit),
+            )
+            for index, scale, zero in zip(shape.limits, shape.scales, account.zeros, strict=True)
+        }
+        slots = shape.quota.concurrency
+        if slots is not None:
+            levels["concurrency"] = (slots, Fraction(0), Fraction(max(0, slots - account.running)))
+        return levels
+
+    async def statistics(self, tenant: str | None = None) -> Statistics:
+        """A snapshot of everything, or of one tenant."""
+        engine = self.engine
+        now = self._now()
+        engine.advance(now)
+        self.changed()
+        if tenant is None:
+            return Statistics(
+                waiting=engine.waiting,
+                running=engine.root.running,
+                tenants=len(engine.tenants),
+                granted=engine.granted,
+                done=self.done,
+                failed=self.counts["failed"],
+                cancelled=self.counts["cancelled"],
+                retried=self.counts["retried"],
+                stalls=engine.stalls,
+                refused={reason: count for reason, count in self.refusals.items() if count},
+            )
+        known = engine.tenants.get(check_tenant(tenant))
+        if known is None:
+            return Statistics(waiting=0, running=0, tenants=0)
+        shape = known.shape
+        return Statistics(
+            waiting=sum(line.length for line in known.lines.values()),
+            running=known.running,
+            tenants=1,
+            levels={
+                DIMENSIONS[index]: scale.level(zero, now) / scale.unit
+                for index, scale, zero in zip(shape.limits, shape.scales, known.zeros, strict=True)
+            },
+        )

@@ -1,0 +1,1 @@
+"""What keeps lines, buckets and results beyond the life of a process."""

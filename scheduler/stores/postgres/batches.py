@@ -1,0 +1,69 @@
+"""Coalescing: calls that come while a batch is under way go together in the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Batches(Generic[Item, Answer]):
+    """Hands items to `work` in batches of at most `most`, one batch at a time, and each caller its answer.
+
+    An answer that is an exception is raised. If `work` fails, every caller of that batch gets the exception.
+    `unwanted` hears of an answer whose caller was cancelled while it was worked on.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
+        most: int,
+        unwanted: Callable[[Item, Answer], None] | None = None,
+    ) -> None:
+        self._work = work
+        self._most = most
+        self._unwanted = unwanted
+        self._queue: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._busy = False
+
+    async def do(self, item: Item, group: asyncio.TaskGroup) -> Answer:
+        """Have an item worked on. Cancelling the call takes it back only before its batch has begun."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, future))
+        if not self._busy:
+            self._busy = True
+            group.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                batch, self._queue = self._queue[: self._most], self._queue[self._most :]
+                # Whoever was cancelled before its batch began is left out of it.
+                wanted = [(item, future) for item, future in batch if not future.done()]
+                if wanted:
+                    await self._do(wanted)
+        finally:
+            self._busy = False
+            for _, future in self._queue:
+                future.cancel()
+
+    async def _do(self, batch: Sequence[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        try:
+            answers = await self._work([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001 - it belongs to those who asked
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (item, future), answer in zip(batch, answers, strict=True):
+            if future.done():
+                if self._unwanted is not None:
+                    self._unwanted(item, answer)
+            elif isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

@@ -1,0 +1,104 @@
+"""Connections: a pool whose plans are pinned, and one connection that listens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import asyncpg
+
+T = TypeVar("T")
+
+PINNED = {
+    # Queue tables are planned while they are empty, and a plan for an empty table is ruin on a full one.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "application_name": "waitline",
+}
+
+LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError)
+"""What a connection raises when it, or the server, is gone for a while."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+"""Seconds between tries to reach a server that is gone: doubled from the first to the longest."""
+
+
+class Connections:
+    """A pool of at most `most` connections to one database."""
+
+    def __init__(self, dsn: str, most: int) -> None:
+        self._dsn = dsn
+        self._most = most
+        self._pool: asyncpg.Pool | None = None
+
+    async def open(self) -> None:
+        """Connect."""
+        self._pool = await asyncpg.create_pool(
+            self._dsn, min_size=1, max_size=self._most, server_settings=PINNED, command_timeout=60.0
+        )
+
+    async def close(self) -> None:
+        """Give all connections back."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            try:
+                await asyncio.wait_for(pool.close(), 5.0)
+            except TimeoutError:
+                pool.terminate()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction on a connection of the pool."""
+        if self._pool is None:
+            raise RuntimeError("the store is not open")
+        async with self._pool.acquire() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of the pool, each statement a transaction of its own."""
+        if self._pool is None:
+            raise RuntimeError("the store is not open")
+        async with self._pool.acquire() as connection:
+            yield connection
+
+    async def listen(
+        self, channels: Mapping[str, Callable[[str], None]], caught_up: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Hear notifications for ever. `caught_up` runs after every new connection: what was told is lost."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                connection = await asyncpg.connect(self._dsn, server_settings=PINNED)
+            except LOST:
+                await asyncio.sleep(pause)
+                pause = min(LONGEST_PAUSE, 2 * pause)
+                continue
+            try:
+                gone = asyncio.Event()
+                connection.add_termination_listener(lambda _, gone=gone: gone.set())
+                for channel, hear in channels.items():
+                    await connection.add_listener(channel, lambda *heard, hear=hear: hear(str(heard[-1])))
+                await caught_up()
+                pause = FIRST_PAUSE
+                await gone.wait()
+            except LOST:
+                pass
+            finally:
+                connection.terminate()
+
+
+async def patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Do what may be done twice until the database can be reached: pauses double up to five seconds."""
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return await work()
+        except LOST:
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE, 2 * pause)

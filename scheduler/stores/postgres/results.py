@@ -1,0 +1,64 @@
+"""Results: a process that waits for jobs hears when they are over, and fetches what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+from scheduler.stores.postgres.connections import LOST, Connections, patiently
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import Outcome
+
+SAFETY = 30.0
+"""Seconds after which whoever waits for a notification looks for itself."""
+
+
+class Results:
+    """The jobs that somebody in this process waits for."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._awaited: dict[int, asyncio.Future[Outcome]] = {}
+
+    def close(self) -> None:
+        """Nobody hears anything any more."""
+        for future in self._awaited.values():
+            future.cancel()
+        self._awaited.clear()
+
+    def of(self, job: int, group: asyncio.TaskGroup) -> asyncio.Future[Outcome]:
+        """What will become of a job."""
+        future = self._awaited.get(job)
+        if future is None:
+            future = self._awaited[job] = asyncio.get_running_loop().create_future()
+            group.create_task(self._watch(job))
+        return future
+
+    def ended(self, jobs: Sequence[int], group: asyncio.TaskGroup) -> None:
+        """Somebody told that these jobs are over, wherever they were submitted."""
+        ours = [job for job in jobs if job in self._awaited]
+        if ours:
+            group.create_task(patiently(partial(self._fetch, ours)))
+
+    async def look_again(self) -> None:
+        """Look for all of them: notifications may have been lost."""
+        if self._awaited:
+            await self._fetch(list(self._awaited))
+
+    async def _watch(self, job: int) -> None:
+        """Look at once, for a job that ended before anybody asked, and then now and again."""
+        while (future := self._awaited.get(job)) is not None:
+            with suppress(*LOST):
+                await self._fetch([job])
+            await asyncio.wait([future], timeout=SAFETY)
+
+    async def _fetch(self, jobs: Sequence[int]) -> None:
+        """Answer those who wait for these jobs, if they are over."""
+        async with self._connections.connection() as connection:
+            found = await connection.fetch(statement("outcomes"), jobs)
+        for row in found:
+            future = self._awaited.pop(row["id"], None)
+            if future is not None and not future.done():
+                future.set_result(Outcome(*row))

@@ -1,0 +1,103 @@
+"""Rows to values of the core, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from asyncpg import Record
+
+from scheduler.core.ledger import StoredJob, TenantState
+from scheduler.core.policy import Policy
+from scheduler.core.quota import DIMENSIONS, NS, Cost, Quota, Rate, exact
+
+JobRow = Record
+
+
+@lru_cache(maxsize=4096)
+def write_quota(quota: Quota) -> str:
+    """A quota as JSON: equal limits are spelled the same, and exactly."""
+    spelled: dict[str, Any] = {}
+    for name in DIMENSIONS:
+        rate = getattr(quota, name)
+        if rate is not None:
+            spelled[name] = [str(exact(name, rate.permits)), str(exact(name, rate.per)), rate.burst]
+    if quota.concurrency is not None:
+        spelled["concurrency"] = quota.concurrency
+    weight = exact("weight", quota.weight)
+    if weight != 1:
+        spelled["weight"] = str(weight)
+    return json.dumps(spelled, sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def read_quota(text: str) -> Quota:
+    """The quota that `write_quota` wrote."""
+    spelled = json.loads(text)
+    rates = {
+        name: Rate(Fraction(spelled[name][0]), per=Fraction(spelled[name][1]), burst=spelled[name][2])
+        for name in DIMENSIONS
+        if name in spelled
+    }
+    weight = Fraction(spelled.get("weight", "1"))
+    return Quota(
+        rates.pop("requests", None),
+        **rates,
+        concurrency=spelled.get("concurrency"),
+        weight=weight,  # type: ignore[arg-type]
+    )
+
+
+def write_numbers(numbers: Sequence[int]) -> str:
+    """Whole numbers of any size, as PostgreSQL spells an array."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def read_numbers(text: str) -> list[int]:
+    """The numbers of an array that PostgreSQL spelled."""
+    return [int(number) for number in text[1:-1].split(",")] if len(text) > 2 else []
+
+
+def read_tenant(row: Record) -> TenantState:
+    """A tenant's row."""
+    return TenantState(
+        name=row["name"],
+        quota=read_quota(row["quota"]),
+        zeros=read_numbers(row["zeros"]),
+        as_of=row["as_of"],
+        running=row["running"],
+        waiting=row["waiting"],
+        work=read_numbers(row["work"]),
+        due=row["due"],
+        echo=None if row["echo"] is None else read_echo(row["echo"]),
+    )
+
+
+def read_echo(text: str) -> tuple[list[int], int, int, int]:
+    """The phantoms of those refused."""
+    zeros, time, last, count = json.loads(text)
+    return zeros, time, last, count
+
+
+def write_echo(echo: tuple[list[int], int, int, int] | None) -> str | None:
+    """The phantoms of those refused, or null."""
+    return None if echo is None else json.dumps(echo)
+
+
+@lru_cache(maxsize=1024)
+def policy_of(max_wait: int | None) -> Policy:
+    """The policy with which a stored job waits: only its `max_wait` still matters."""
+    return Policy(max_wait=None if max_wait is None else Fraction(max_wait, NS))  # type: ignore[arg-type]
+
+
+def read_job(row: Record) -> StoredJob:
+    """A waiting job's row."""
+    job = StoredJob(row["tenant"], row["id"], row["arrival"], policy_of(row["max_wait"]), Cost(*row["cost"]))
+    job.promised = row["promised"]
+    job.want(head_start=row["head_start"], session=row["session"], deadline=row["deadline"])
+    if row["paid"]:
+        job.paid, job.plain = True, False
+    return job

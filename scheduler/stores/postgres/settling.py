@@ -1,0 +1,187 @@
+"""Settle: attempts end, jobs go back to their lines or leave them, and whoever waits for them is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from asyncpg import Connection, Record
+
+from scheduler.core import ledger
+from scheduler.core.quota import Cost
+from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import CANCELLED, FAILED, WAITING, Again, Ended
+
+NOTIFIED = 400
+"""Ids in one notification: a payload holds 8,000 bytes."""
+
+Ending = Ended | Again
+
+
+async def announce(connection: Connection, ids: Sequence[int]) -> None:
+    """Tell those who wait for these jobs that they are over."""
+    for part in payloads(ids):
+        await connection.execute("select pg_notify('waitline_done', $1)", part)
+
+
+def payloads(ids: Sequence[int]) -> list[str]:
+    """Ids as the texts of notifications."""
+    return [" ".join(map(str, ids[at : at + NOTIFIED])) for at in range(0, len(ids), NOTIFIED)]
+
+
+@dataclass
+class Settlement:
+    """What one transaction records of jobs that ended or go back."""
+
+    locked: Locked
+    now: int
+    ended: list[tuple[int, int, str | None, str | None]] = field(default_factory=list)
+    """(id, state, result, kind)."""
+    again: list[tuple[int, int | None, int | None, bool, int]] = field(default_factory=list)
+    """(id, place, returns, paid, attempt)."""
+    sessions: list[tuple[str, str]] = field(default_factory=list)
+    """(tenant, session) of the jobs that ended."""
+
+    def end(self, row: Record, ending: Ended) -> None:
+        """A try that is over for good."""
+        state = self.locked.states[row["tenant"]]
+        ledger.settle(state, Cost(*row["cost"]), ending.usage, self.now)
+        self.leave(row, ending.state, ending.result, ending.kind)
+
+    def leave(self, row: Record, state: int, result: str | None, kind: str | None) -> None:
+        """A job that is over, after a try or without."""
+        self.ended.append((row["id"], state, result, kind))
+        if row["session"] is not None:
+            self.sessions.append((row["tenant"], row["session"]))
+
+    def repeat(self, row: Record, ending: Again) -> None:
+        """A try after which the job goes back to its line, at once or after a backoff, by its key."""
+        state, cost = self.locked.states[row["tenant"]], Cost(*row["cost"])
+        ledger.settle(state, cost, ending.usage, self.now)
+        state.waiting += 1
+        paid = ending.refused
+        place, returns = row["arrival"] - row["head_start"], None
+        if ending.after > 0:
+            place, returns = None, self.now + ending.after
+            state.due_by(returns)
+        elif paid:
+            ledger.move(state, self.now)
+        else:
+            ledger.enter(state, cost, self.now)
+        self.again.append((row["id"], place, returns, paid, row["attempt"] - (not ending.counted)))
+
+    def withdraw(self, row: Record, state: int, kind: str) -> None:
+        """A waiting job leaves its line; those behind it move up now."""
+        tenant = self.locked.states[row["tenant"]]
+        tenant.waiting -= 1
+        if row["place"] is not None:
+            if not row["paid"]:
+                tenant.add_work(Cost(*row["cost"]), -1)
+            ledger.move(tenant, self.now)
+        self.leave(row, state, None, kind)
+
+    async def save(self, connection: Connection) -> None:
+        """Write it all, and tell whom it concerns."""
+        unparked = await self._unpark(connection)
+        ended, again = list(zip(*self.ended, strict=True)), list(zip(*self.again, strict=True))
+        await connection.execute(
+            statement("settle"),
+            *self.locked.columns(),
+            *(ended or ([], [], [], [])),
+            self.now,
+            *(again or ([], [], [], [], [])),
+            self.locked.sooner(),
+            payloads([job for job, *_ in self.ended]),
+            unparked,
+        )
+
+    async def _unpark(self, connection: Connection) -> list[int]:
+        """Let the next job of each session into its line."""
+        if not self.sessions:
+            return []
+        tenants, sessions = zip(*sorted(set(self.sessions)), strict=True)
+        over = [job for job, *_ in self.ended]
+        found = await connection.fetch(statement("next_of_session"), tenants, sessions, over)
+        for row in found:
+            state = self.locked.states[row["tenant"]]
+            ledger.move(state, self.now)
+            if not row["paid"]:
+                ledger.enter(state, Cost(*row["cost"]), self.now)
+        return [row["id"] for row in found]
+
+
+async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
+    """Record how tries ended. False for one that no longer held its job: nothing of it is recorded."""
+    locked = await Locked.these(connection, {ending.tenant for ending in endings})
+    held = await connection.fetch(
+        statement("running"), [ending.id for ending in endings], [ending.tries for ending in endings]
+    )
+    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    by_id, settlement = {row["id"]: row for row in held}, Settlement(locked, now)
+    for ending in endings:
+        row = by_id.get(ending.id)
+        if row is not None and isinstance(ending, Ended):
+            settlement.end(row, ending)
+        elif row is not None and isinstance(ending, Again):
+            settlement.repeat(row, ending)
+    await settlement.save(connection)
+    return [ending.id in by_id for ending in endings]
+
+
+async def withdraw(
+    connection: Connection, jobs: Iterable[tuple[int, str]], state: int, kind: str, expired: bool = False
+) -> list[int]:
+    """End waiting jobs (id, tenant); if `expired`, those whose deadline is over. The ids of those ended."""
+    wanted = dict(jobs)
+    locked = await Locked.these(connection, set(wanted.values()))
+    found = await connection.fetch(statement("waiting"), sorted(wanted))
+    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    settlement = Settlement(locked, now)
+    for row in found:
+        if row["tenant"] in locked.states and (not expired or row["deadline"] <= now):
+            settlement.withdraw(row, state, kind)
+    await settlement.save(connection)
+    return [job for job, *_ in settlement.ended]
+
+
+async def stop(connection: Connection, job: int, tenant: str) -> int | None:
+    """Cancel a job: a waiting one leaves its line, a running one's worker stops it. Its state before."""
+    if await withdraw(connection, [(job, tenant)], CANCELLED, "cancelled"):
+        return WAITING
+    row = await connection.fetchrow(
+        "update waitline.job set stop = true where id = $1 and tenant = $2 and state = 1 returning state",
+        job,
+        tenant,
+    )
+    if row is None:
+        return None
+    await connection.execute("select pg_notify('waitline_stop', $1)", str(job))
+    return int(row["state"])
+
+
+async def rescue(connection: Connection, about: int, max_attempts: int, most: int) -> int:
+    """Take over what dead workers held and end what waited past its deadline; how many jobs that were."""
+    found = await connection.fetch(statement("lost"), most, about)
+    late = [(row["id"], row["tenant"]) for row in found if not row["running"]]
+    rescued = len(await withdraw(connection, late, FAILED, "timeout", expired=True)) if late else 0
+    lost = [row for row in found if row["running"]]
+    if not lost:
+        return rescued
+    locked = await Locked.these(connection, {row["tenant"] for row in lost})
+    held = await connection.fetch(
+        statement("running"), [row["id"] for row in lost], [row["tries"] for row in lost]
+    )
+    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    settlement = Settlement(locked, now)
+    for row in held:
+        if row["lease"] > now:
+            continue  # renewed meanwhile
+        rescued += 1
+        if row["attempt"] >= max_attempts:
+            ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind="worker_lost")
+            settlement.end(row, ended)
+        else:
+            settlement.repeat(row, Again(row["id"], row["tenant"], row["tries"]))
+    await settlement.save(connection)
+    return rescued

@@ -1,0 +1,28 @@
+-- Save what was decided: tenants, granted jobs with what their handlers need, and jobs that waited in vain.
+with saved as (
+    update waitline.tenant as t
+    set
+        zeros = u.zeros::numeric(60)[], work = u.work::numeric(60)[],
+        running = u.running, waiting = u.waiting, as_of = u.as_of, due = u.due
+    from unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[])
+        as u (name, zeros, work, running, waiting, as_of, due)
+    where t.name = u.name
+), gone as (
+    update waitline.job as j
+    set state = 3, place = null, returns = null, kind = u.kind, finished = $13
+    from unnest($11::bigint[], $12::text[]) as u (id, kind)
+    where j.id = u.id
+), joined as (
+    update waitline.job
+    set place = arrival - head_start, returns = null
+    where id = any($15::bigint[])
+), granted as (
+    update waitline.job as j
+    set
+        state = 1, place = null, returns = null, slot = u.slot, attempt = j.attempt + 1, tries = j.tries + 1,
+        worker = $10, lease = $13 + $14
+    from unnest($8::bigint[], $9::bigint[]) as u (id, slot)
+    where j.id = u.id
+    returning j.id, j.attempt, j.tries, j.prompt
+)
+select * from granted

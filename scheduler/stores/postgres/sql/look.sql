@@ -1,0 +1,11 @@
+-- How a job stands, and how many of its line go before it.
+select
+    j.id, j.tenant, j.state,
+    (
+        select count(*)
+        from waitline.job as other
+        where other.tenant = j.tenant and other.place is not null and (other.place, other.id) < (j.place, j.id)
+    ) as position,
+    j.arrival, j.promised, coalesce(j.slot, greatest(j.promised, coalesce(j.returns, 0))) as expected
+from waitline.job as j
+where j.id = $1 and j.tenant = $2

@@ -1,0 +1,3 @@
+-- What became of these jobs, of those that are over.
+select id, tenant, state, result, kind, attempt, coalesce((deadline - arrival) / 1e9, 0)::float8 as seconds
+from waitline.job where id = any($1::bigint[]) and state > 1

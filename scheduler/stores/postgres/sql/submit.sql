@@ -1,0 +1,24 @@
+-- Save jobs that were accepted, and their tenants.
+with saved as (
+    update waitline.tenant as t
+    set work = u.work::numeric(60)[], waiting = u.waiting, due = u.due, echo = u.echo
+    from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::text[])
+        as u (name, work, waiting, due, echo)
+    where t.name = u.name
+), told as (
+    select pg_notify('waitline_due', $6::text) where $6::text is not null
+), inserted as (
+    insert into waitline.job (
+        id, tenant, state, place, arrival, promised, head_start, deadline, max_wait, cost, session, key, digest, prompt
+    )
+    select u.id, u.tenant, 0, u.place, u.arrival, u.promised, u.head_start, u.deadline, u.max_wait,
+        array[u.requests, u.input_tokens, u.output_tokens], u.session, u.key, u.digest, u.prompt
+    from unnest(
+        $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[],
+        $15::bigint[], $16::bigint[], $17::bigint[], $18::text[], $19::text[], $20::bytea[], $21::text[]
+    ) as u (
+        id, tenant, place, arrival, promised, head_start, deadline, max_wait,
+        requests, input_tokens, output_tokens, session, key, digest, prompt
+    )
+)
+select count(*) from told

@@ -1,0 +1,5 @@
+-- Waiting jobs by number.
+select id, tenant, cost, session, paid, place, returns, deadline
+from waitline.job
+where id = any($1::bigint[]) and state = 0
+for update

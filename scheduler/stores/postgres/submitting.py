@@ -1,0 +1,164 @@
+"""Submit: a batch of jobs is judged under the locks of their tenants, and what is accepted is committed."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+
+from asyncpg import Connection
+
+from scheduler.core import ledger
+from scheduler.core.ledger import StoredJob, TenantState
+from scheduler.core.policy import Outlook, Refusal
+from scheduler.core.quota import NS
+from scheduler.errors import ErrRateLimited, QuotaExceeded
+from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import Accepted, Request
+
+_key = attrgetter("key")
+
+Answer = Accepted | Exception
+Saved = tuple[Request, StoredJob, bool]
+"""A job that was accepted, and whether it stands outside its line behind another one of its session."""
+
+
+class Batch:
+    """Requests under the locks of their tenants, judged in the order in which they came."""
+
+    def __init__(self, connection: Connection, requests: Sequence[Request], locked: Locked) -> None:
+        self._connection = connection
+        self._requests = requests
+        self._locked = locked
+        self._lines: dict[str, list[StoredJob]] = defaultdict(list)
+        self._sessions: Counter[tuple[str, str]] = Counter()
+        self._keys: dict[tuple[str, str], tuple[bytes, Accepted]] = {}
+        self._saved: list[Saved] = []
+
+    async def judge(self) -> list[Answer]:
+        """Accept or refuse each, and save what was accepted and what changed."""
+        await self._look_up()
+        clock = await self._connection.fetchrow(statement("numbers"), len(self._requests))
+        now, numbers = self._locked.not_before(clock["now"]), iter(clock["numbers"])
+        answers = [self._one(request, now, numbers) for request in self._requests]
+        await self._save()
+        return answers
+
+    async def _look_up(self) -> None:
+        """Load what the judgement of some requests takes beside their tenants' rows."""
+        keyed = [r for r in self._requests if r.key is not None]
+        if keyed:
+            found = await self._connection.fetch(
+                statement("keys"), [r.tenant for r in keyed], [r.key for r in keyed]
+            )
+            for row in found:
+                accepted = Accepted(
+                    row["id"],
+                    0,
+                    row["arrival"],
+                    row["promised"],
+                    row["promised"],
+                    row["deadline"] or 0,
+                    new=False,
+                )
+                self._keys[row["tenant"], row["key"]] = row["digest"], accepted
+        named = {(r.tenant, r.session) for r in self._requests if r.session is not None}
+        if named:
+            tenants, sessions = zip(*sorted(named), strict=True)
+            for row in await self._connection.fetch(statement("sessions"), tenants, sessions):
+                self._sessions[row["tenant"], row["session"]] = row["jobs"]
+        walked = {r.tenant for r in self._requests if self._walks(r)}
+        if walked:
+            for row in await self._connection.fetch(statement("waiting_lines"), sorted(walked)):
+                self._lines[row["tenant"]].append(rows.read_job(row))
+
+    def _walks(self, request: Request) -> bool:
+        state = self._locked.states[request.tenant]
+        return bool(state.zeros) and (request.head_start > 0 or state.shape.only is None)
+
+    def _one(self, request: Request, now: int, numbers: Iterator[int]) -> Answer:
+        known = None if request.key is None else self._keys.get((request.tenant, request.key))
+        digest = request.digest()
+        if known is not None:
+            if known[0] == digest:
+                return known[1]
+            return ValueError(f"key: {request.key!r} was used before, with another prompt or session")
+        state, line = self._locked.states[request.tenant], self._lines[request.tenant]
+        job = StoredJob(request.tenant, next(numbers), now, request.policy, request.cost)
+        deadline = None if request.timeout is None else now + request.timeout
+        job.want(head_start=request.head_start, session=request.session, deadline=deadline)
+        session = None if request.session is None else (request.tenant, request.session)
+        parked = 0 if session is None else self._sessions[session]
+        found, refusal = ledger.outlook(state, job, now, line, parked)
+        if refusal is not None:
+            return error_of(request.tenant, refusal)
+        job.promised = found.promised
+        ledger.join(state, job, now, outside=parked > 0)
+        if session is not None:
+            self._sessions[session] += 1
+        if not parked:
+            insort(line, job, key=_key)
+        self._saved.append((request, job, parked > 0))
+        accepted = Accepted(job.number, found.position, now, found.promised, found.expected, deadline or 0)
+        if request.key is not None and digest is not None:
+            self._keys[request.tenant, request.key] = digest, accepted._replace(new=False)
+        return accepted
+
+    async def _save(self) -> None:
+        states, saved = list(self._locked.states.values()), self._saved
+        await self._connection.execute(
+            statement("submit"),
+            [state.name for state in states],
+            [rows.write_numbers(state.work) for state in states],
+            [state.waiting for state in states],
+            [state.due for state in states],
+            [rows.write_echo(state.echo) for state in states],
+            self._locked.sooner(),
+            [job.number for _, job, _ in saved],
+            [request.tenant for request, _, _ in saved],
+            [None if outside else job.arrival - job.head_start for _, job, outside in saved],
+            [job.arrival for _, job, _ in saved],
+            [job.promised for _, job, _ in saved],
+            [job.head_start for _, job, _ in saved],
+            [job.deadline for _, job, _ in saved],
+            [request.policy.max_wait_ns for request, _, _ in saved],
+            [request.cost.requests for request, _, _ in saved],
+            [request.cost.input_tokens for request, _, _ in saved],
+            [request.cost.output_tokens for request, _, _ in saved],
+            [request.session for request, _, _ in saved],
+            [request.key for request, _, _ in saved],
+            [request.digest() for request, _, _ in saved],
+            [request.prompt for request, _, _ in saved],
+        )
+
+
+async def submit(connection: Connection, requests: Sequence[Request]) -> list[Answer]:
+    """Judge requests in the order in which they came. Refused ones are answered with their exception."""
+    locked = await Locked.made(connection, {request.tenant: request.quota for request in requests})
+    return await Batch(connection, requests, locked).judge()
+
+
+async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]:
+    """What a request could look forward to now, and the time."""
+    row = await connection.fetchrow(statement("see_tenant"), request.tenant)
+    if row is None:
+        now = await connection.fetchval("select waitline.now_ns()")
+        state = TenantState.new(request.tenant, request.quota, now)
+    else:
+        state = rows.read_tenant(row)
+        now = max(row["now"], state.as_of)
+    found = await connection.fetch(statement("waiting_lines"), [request.tenant]) if state.waiting else []
+    job = StoredJob(request.tenant, 1 << 39, now, request.policy, request.cost)
+    job.want(head_start=request.head_start)
+    state.echo = None
+    return ledger.outlook(state, job, now, [rows.read_job(line) for line in found])[0], now
+
+
+def error_of(tenant: str, refusal: Refusal) -> Exception:
+    """What the caller of a refused job sees."""
+    if refusal.limit is not None:
+        return QuotaExceeded(tenant, *refusal.limit)
+    return ErrRateLimited(tenant, refusal.reason, refusal.retry_after / NS)

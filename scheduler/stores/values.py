@@ -1,0 +1,123 @@
+"""What goes into the store and comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import NamedTuple
+
+from scheduler.core.policy import Policy
+from scheduler.core.quota import Cost, Quota, Usage
+
+WAITING, RUNNING, DONE, FAILED, CANCELLED = range(5)
+"""States of a job, as the schema numbers them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A job to be accepted. `prompt` is JSON, `quota` for a tenant that was never seen; times are ns."""
+
+    tenant: str
+    prompt: str
+    quota: Quota
+    policy: Policy
+    cost: Cost
+    head_start: int = 0
+    session: str | None = None
+    timeout: int | None = None
+    key: str | None = None
+
+    def digest(self) -> bytes | None:
+        """What tells another prompt under the same key."""
+        if self.key is None:
+            return None
+        return sha256(f"{self.session!r} {self.prompt}".encode()).digest()
+
+
+class Accepted(NamedTuple):
+    """A job that is committed. `new` False: it was before, under the same key."""
+
+    id: int
+    position: int
+    arrival: int
+    promised: int
+    expected: int
+    deadline: int = 0
+    new: bool = True
+
+    def known(self, tenant: str) -> Known:
+        """What its caller knows of it."""
+        return Known(self.id, tenant, WAITING, self.position, self.arrival, self.promised, self.expected)
+
+
+class Known(NamedTuple):
+    """How a job stands."""
+
+    id: int
+    tenant: str
+    state: int
+    position: int
+    arrival: int
+    promised: int
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A granted job, with all that its handler needs. Unless renewed it is taken away at `lease`."""
+
+    id: int
+    tenant: str
+    prompt: str
+    session: str | None
+    cost: Cost
+    attempt: int
+    tries: int
+    arrival: int
+    promised: int
+    slot: int
+    deadline: int | None
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended for good: its result as JSON, or the kind of its failure."""
+
+    id: int
+    tenant: str
+    tries: int
+    state: int
+    result: str | None = None
+    kind: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """An attempt that shall be repeated, `after` nanoseconds from now.
+
+    `refused`: the upstream did no work, so that nothing is charged again. `counted`: it was an attempt.
+    `usage`: what it used, if that is known; NOTHING gives all of it back.
+    """
+
+    id: int
+    tenant: str
+    tries: int
+    after: int = 0
+    refused: bool = False
+    counted: bool = True
+    usage: Usage | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of a job."""
+
+    id: int
+    tenant: str
+    state: int
+    result: str | None
+    kind: str | None
+    attempts: int
+    seconds: float
+    """Its timeout, if it had one."""
