@@ -23,6 +23,9 @@ from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
 SAFETY = 30.0
 """Seconds after which a worker looks for due jobs although nothing was told."""
 
+PRUNING = 60.0
+"""Seconds between looks for results that were kept long enough."""
+
 BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 """Seconds between tries to reach the store: doubled from the first to the longest."""
 
@@ -105,13 +108,14 @@ class Worker:
         async with self._store as store, asyncio.TaskGroup() as group:
             store.on_due.append(self._due)
             store.on_stop.append(self._asked_to_stop)
-            beating = group.create_task(self._beat())
+            beating, pruning = group.create_task(self._beat()), group.create_task(self._prune())
             try:
                 await self._work(group)
                 while self._runs:
                     await asyncio.wait([task for _, task in self._runs.values()])
             finally:
                 beating.cancel()
+                pruning.cancel()
                 store.on_due.remove(self._due)
                 store.on_stop.remove(self._asked_to_stop)
                 for number in (signal.SIGTERM, signal.SIGINT):
@@ -168,6 +172,14 @@ class Worker:
                     elif held[claim.id]:
                         self._interrupt(claim.id, "cancelled")
 
+    async def _prune(self) -> None:
+        """Forget results that were kept long enough, a few at a time."""
+        while True:
+            with suppress(*LOST):
+                while await self._store.prune():
+                    pass
+            await asyncio.sleep(PRUNING)
+
     def _asked_to_stop(self, job: int) -> None:
         self._interrupt(job, "cancelled")
 
@@ -201,8 +213,8 @@ class Worker:
         bound = asyncio.timeout(limit)
         try:
             async with bound:
-                text = dump(await self._handler(job))
-            return self._ended(claim, job, DONE, text)
+                result = await self._handler(job)
+            return self._done(claim, job, result)
         except Retry as retry:
             return self._again(claim, job, retry)
         except asyncio.CancelledError:
@@ -218,6 +230,12 @@ class Worker:
         self, claim: Claim, job: Job, state: int, result: str | None = None, kind: str | None = None
     ) -> Ended:
         return Ended(claim.id, claim.tenant, claim.tries, state, result, kind, job.grant.usage)
+
+    def _done(self, claim: Claim, job: Job, result: Any) -> Ended:
+        try:
+            return self._ended(claim, job, DONE, dump(result))
+        except (TypeError, ValueError, RecursionError):
+            return self._ended(claim, job, FAILED, kind="result_is_not_json")
 
     def _again(self, claim: Claim, job: Job, retry: Retry) -> Ended | Again:
         """Another try after `Retry`, unless it was the last attempt or comes too late."""

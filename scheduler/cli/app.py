@@ -42,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+def loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run a command's coroutine."""
     return asyncio.run(main())
 
 
@@ -69,7 +70,7 @@ def demo(
     """
     from scheduler.cli.demo import show
 
-    return _loop(lambda: show(Upstream(simulated=not live, model=model), as_json=json))
+    return loop(lambda: show(Upstream(simulated=not live, model=model), as_json=json))
 
 
 @app.command(name="run")
@@ -123,7 +124,7 @@ def run_file(
     options = Options(
         file, out or file.with_suffix(".replies.jsonl"), rate, burst, strict, max_running, timeout
     )
-    return _loop(lambda: answer_file(upstream, options))
+    return loop(lambda: answer_file(upstream, options))
 
 
 @app.command
@@ -157,4 +158,4 @@ def upstream(*, port: int = 8700, seed: int = 0, config: Path | None = None) -> 
         await serve(settings, seed=seed, port=port, on_ready=ready)
         return 0
 
-    return _loop(forever)
+    return loop(forever)

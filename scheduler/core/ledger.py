@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from scheduler.core.account import Account, Shape, shape_of
 from scheduler.core.engine import Engine
-from scheduler.core.entry import RUN_BITS, SEQUENCE_BITS, Entry
+from scheduler.core.entry import REFUSED, RUN_BITS, SEQUENCE_BITS, Entry
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import Ahead, expect, refuse, run_to
@@ -77,6 +77,7 @@ class TenantState:
     work: list[int] = field(default_factory=list)
     due: int | None = None
     echo: tuple[list[int], int, int, int] | None = None
+    _shape: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def new(cls, name: str, quota: Quota, now: int) -> TenantState:
@@ -87,7 +88,11 @@ class TenantState:
     @property
     def shape(self) -> Shape:
         """Its quota, ready for arithmetic."""
-        return shape_of(self.quota)
+        known = self._shape
+        if known is None or known[0] is not self.quota:
+            # Kept, since to look a quota up costs more than all that is asked of its shape.
+            self._shape = known = self.quota, shape_of(self.quota)
+        return known[1]
 
     def tenant(self) -> Tenant:
         """What the engine decides over."""
@@ -131,11 +136,16 @@ def outlook(
         return Outlook(0, now, now, Reason.NEVER), Refusal(Reason.NEVER, 0, never)
     if state.waiting:
         tenant.lines[""] = _line(state, tenant, gate, line)
-    run = run_to(tenant, job.key, now, now)
-    own = run.peek(tenant.shape.amounts(job.cost))
-    ahead = state.waiting if not job.head_start else sum(other.key < job.key for other in line)
+    run, amounts = run_to(tenant, job.key, now, now), tenant.shape.amounts(job.cost)
+    own = run.peek(amounts)
+    before = sum(other.key < job.key for other in line) if job.head_start else len(line)
+    # Where it has its permits now, so have those before it, and only wait until a worker takes them.
+    taken = max(0, min(tenant.free, before)) if own <= now else 0
+    tenant.free -= taken
+    ahead = (before if job.head_start else state.waiting) - taken
     found = expect(job, now, own, own, root, Ahead(ahead, state.waiting, parked))
-    if found.expected <= now and not state.waiting and (job.deadline is None or job.deadline > now):
+    bounded = any(amounts) or before < max(1, job.policy.max_queue)  # even if no worker comes
+    if found.expected <= now and bounded and (job.deadline is None or job.deadline > now):
         return found, None
     full = state.waiting >= job.policy.max_queue
     reason = decide(found, now, job.policy.max_wait_ns, full, job.deadline)
@@ -149,9 +159,21 @@ def outlook(
     return found, refusal
 
 
-def needs_line(state: TenantState, job: StoredJob) -> bool:
-    """Whether a promise takes a walk over the jobs in line: one bucket and the back of the line do not."""
-    return bool(state.waiting and (job.head_start or state.shape.only is None) and state.zeros)
+def needs_line(state: TenantState, job: StoredJob, coming: int, now: int) -> bool:
+    """Whether to judge a job takes the jobs in line: one bucket and the back of the line do not.
+
+    Unless it finds its permits, and those that wait, with so many who come now, may be more than there are
+    free slots or than the line may hold: whoever stands outside of the line does not count there.
+    """
+    shape, most = state.shape, state.waiting + coming
+    if not state.waiting:
+        return False
+    if state.zeros and (job.head_start or shape.only is None):
+        return True
+    if shape.only is not None and shape.only.level(state.zeros[0], now) <= state.work[0]:
+        return False
+    unbounded = not any(shape.amounts(job.cost)) and most >= job.policy.max_queue
+    return unbounded or 0 < shape.concurrency - state.running <= most
 
 
 def _line(state: TenantState, tenant: Tenant, gate: Gate, jobs: Sequence[StoredJob]) -> Line:
@@ -206,7 +228,7 @@ def grant(
     for time, _, owner, job in arrivals:
         if time > now:
             break
-        engine.restore(time, owner, "", job)
+        _restore(engine, time, job, by_name[owner].shape)
     engine.advance(now)
     moved = [job for job in engine.moved if isinstance(job, StoredJob)]
     for job in moved:
@@ -219,6 +241,15 @@ def grant(
     for name, tenant in tenants.items():
         _save(by_name[name], tenant, now, name in whole)
     return moved
+
+
+def _restore(engine: Engine, time: int, job: StoredJob, shape: Shape) -> None:
+    never = shape.never(job.cost)
+    if never is None:
+        engine.restore(time, job.owner, "", job)
+    else:  # its quota was changed while it stood outside of its line
+        job.state, job.refusal = REFUSED, Refusal(Reason.NEVER, 0, never)
+        engine.moved.append(job)
 
 
 def _save(state: TenantState, tenant: Tenant, now: int, whole: bool) -> None:
@@ -259,13 +290,16 @@ def move(state: TenantState, now: int) -> None:
 
 
 def requota(state: TenantState, quota: Quota, now: int, line: Sequence[StoredJob]) -> list[StoredJob]:
-    """Change the limits: levels are kept. Returns the jobs that can never fit any more."""
+    """Change the limits: levels are kept. Returns the jobs that can never fit any more, refused."""
     tenant, shape = state.tenant(), shape_of(quota)
     if state.echo is not None:
         state.echo = (tenant.carry(state.echo[0], shape, now), *state.echo[1:])
     tenant.reshape(shape, now)
     state.quota, state.zeros = quota, tenant.zeros
-    gone = [job for job in line if shape.never(job.cost) is not None]
+    for job in line:
+        never = shape.never(job.cost)
+        job.refusal = None if never is None else Refusal(Reason.NEVER, 0, never)
+    gone = [job for job in line if job.refusal is not None]
     state.work = [0] * len(state.zeros)
     for job in line:
         if not job.paid and job not in gone:

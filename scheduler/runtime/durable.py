@@ -1,23 +1,22 @@
 """The scheduler over a store: jobs are committed here, run by workers, and their results come back."""
 
-# ruff: noqa: D102 - what a store's methods do is said once, in `PostgresStore`
-
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from scheduler.core.entry import RUNNING as GRANTED
-from scheduler.core.policy import Cause, Outlook, Policy
+from scheduler.core.policy import Cause, Policy, Reason
 from scheduler.core.quota import NS, ONE, Cost, Quota, instance
-from scheduler.errors import DeadlineExceeded, JobFailed, SchedulerClosed
+from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, QuotaExceeded, SchedulerClosed
 from scheduler.runtime.arguments import check_priority, check_prompt, check_tenant, check_timeout
 from scheduler.runtime.grant import Grant, Prompt, Ticket, current_grant
 from scheduler.runtime.scheduler import HasTenant, Scheduler
 from scheduler.runtime.values import Quote, Statistics
+from scheduler.stores.protocol import Store
 from scheduler.stores.results import load
 from scheduler.stores.values import DONE, RUNNING, Accepted, Known, Outcome, Request
 
@@ -25,36 +24,10 @@ STATES = ("waiting", "running", "done", "failed", "cancelled")
 """By their numbers."""
 
 
+REASONS = frozenset(map(str, Reason))
+
 MAX_KEY = 512
 """Characters in a key."""
-
-
-class Store(Protocol):
-    """What a scheduler needs of a store. See `scheduler.stores.postgres.PostgresStore`."""
-
-    group: Any
-
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(self, *error: Any) -> None: ...
-
-    def until(self, time: int) -> float: ...
-
-    async def submit(self, request: Request) -> Accepted: ...
-
-    async def submit_in(self, connection: Any, request: Request) -> Accepted: ...
-
-    async def cancel(self, job: int, tenant: str) -> int | None: ...
-
-    async def look(self, job: int, tenant: str) -> Known | None: ...
-
-    def await_outcome(self, job: int) -> asyncio.Future[Outcome]: ...
-
-    async def quote(self, request: Request) -> tuple[Outlook, int]: ...
-
-    async def set_quota(self, tenant: str, quota: Quota) -> None: ...
-
-    async def count(self, tenant: str | None) -> dict[str, Any]: ...
 
 
 def check_key(key: str) -> str:
@@ -69,6 +42,11 @@ def error_of(outcome: Outcome) -> Exception:
     kind = outcome.kind or "failed"
     if kind == "timeout":
         return DeadlineExceeded(outcome.tenant, "timeout", outcome.seconds)
+    if kind in REASONS:
+        told = json.loads(outcome.result or "0")
+        if kind == Reason.NEVER:
+            return QuotaExceeded(outcome.tenant, *told)
+        return ErrRateLimited(outcome.tenant, Reason(kind), told / NS)
     return JobFailed(outcome.tenant, kind, outcome.attempts)
 
 

@@ -37,9 +37,10 @@ class HasTenant(Protocol):
         """Who pays for it."""
 
 
-def _no_key(key: str | None) -> None:
-    if key is not None:
-        raise ValueError("key: needs a store, which remembers it; this scheduler has none")
+def _no_store(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}: needs a store, and this scheduler has none")
 
 
 class Scheduler(Reports):
@@ -126,7 +127,7 @@ class Scheduler(Reports):
         """
         grant = self._ask(Grant, tenant, policy, cost, gate)
         if session is not None or timeout is not None or priority != 0 or key is not None:
-            _no_key(key)
+            _no_store(key=key)
             self._refine(grant, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
@@ -145,9 +146,13 @@ class Scheduler(Reports):
         cost: Cost | None = None,
         gate: str | None = None,
         key: str | None = None,
+        connection: Any = None,
     ) -> Ticket:
-        """Like `submit`, but return a `Ticket` at once; the handler runs in the scheduler's task group."""
-        _no_key(key)
+        """Like `submit`, but return a `Ticket` at once; the handler runs in the scheduler's task group.
+
+        `connection`: over a PostgreSQL store, one with a transaction of your own that the job is part of.
+        """
+        _no_store(key=key, connection=connection)
         grant = self._ask(QueuedGrant, tenant, policy, cost, gate)
         self._refine(grant, session, timeout, priority)
         if self._handler is None:
@@ -159,6 +164,10 @@ class Scheduler(Reports):
             self.resuming += 1
             self.start(grant.ticket)
         return grant.ticket
+
+    async def ticket(self, job: str, *, tenant: str) -> Ticket:
+        """Find a job of a store by its id, from any process. Raises ValueError without a store."""
+        raise ValueError("ticket: needs a store, and this scheduler has none")
 
     def admit(
         self,

@@ -13,7 +13,7 @@ from scheduler.core.entry import EXPIRED, RUNNING
 from scheduler.core.ledger import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settling import announce
+from scheduler.stores.postgres.settling import announce, kind_of, unpark, why
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Claim
 
@@ -55,6 +55,8 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
     granted = [job for job in moved if job.state is RUNNING]
     gone = [job for job in moved if job.state is not RUNNING]
     waiting = {job.number for job in back} - {job.number for job in moved}
+    left = {(job.owner, job.session): _left(job, now) for job in gone if job.session is not None}
+    waiting.update(await unpark(connection, locked, left, [job.number for job in gone]))
     saved = await connection.fetch(
         statement("grant"),
         *locked.columns(),
@@ -63,6 +65,7 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
         worker,
         [job.number for job in gone],
         [kind_of(job) for job in gone],
+        [why(job) for job in gone],
         now,
         lease,
         sorted(waiting),
@@ -86,11 +89,9 @@ def _read(heads: Sequence[Record]) -> tuple[list[StoredJob], list[StoredJob]]:
     return jobs, back
 
 
-def kind_of(job: StoredJob) -> str:
-    """Why a job waited in vain: the kind of its failure."""
-    if job.state is EXPIRED:
-        return "timeout"
-    return "refused" if job.refusal is None else str(job.refusal.reason)
+def _left(job: StoredJob, now: int) -> int:
+    """When a job gave up its place."""
+    return job.deadline if job.state is EXPIRED and job.deadline is not None else now
 
 
 def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -> list[Claim]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import asyncpg
 
@@ -21,11 +21,21 @@ PINNED = {
     "application_name": "waitline",
 }
 
-LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError)
-"""What a connection raises when it, or the server, is gone for a while."""
+LOST = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TransactionRollbackError,
+)
+"""What passes: the connection or the server is gone for a while, or transactions were in each other's way."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 """Seconds between tries to reach a server that is gone: doubled from the first to the longest."""
+
+
+async def _leave_as_it_is(_: object) -> None:
+    """Nothing here changes a session, and putting it back in order would be a round trip after each use."""
 
 
 class Connections:
@@ -39,7 +49,12 @@ class Connections:
     async def open(self) -> None:
         """Connect."""
         self._pool = await asyncpg.create_pool(
-            self._dsn, min_size=1, max_size=self._most, server_settings=PINNED, command_timeout=60.0
+            self._dsn,
+            min_size=1,
+            max_size=self._most,
+            server_settings=PINNED,
+            command_timeout=60.0,
+            reset=_leave_as_it_is,
         )
 
     async def close(self) -> None:
@@ -57,7 +72,7 @@ class Connections:
         if self._pool is None:
             raise RuntimeError("the store is not open")
         async with self._pool.acquire() as connection, connection.transaction():
-            yield connection
+            yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
@@ -65,7 +80,7 @@ class Connections:
         if self._pool is None:
             raise RuntimeError("the store is not open")
         async with self._pool.acquire() as connection:
-            yield connection
+            yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
 
     async def listen(
         self, channels: Mapping[str, Callable[[str], None]], caught_up: Callable[[], Awaitable[None]]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asyncpg import Connection, Record
 
 from scheduler.core import ledger
+from scheduler.core.entry import EXPIRED
+from scheduler.core.ledger import StoredJob
+from scheduler.core.policy import Reason
 from scheduler.core.quota import Cost
+from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import CANCELLED, FAILED, WAITING, Again, Ended
@@ -40,8 +45,8 @@ class Settlement:
     """(id, state, result, kind)."""
     again: list[tuple[int, int | None, int | None, bool, int]] = field(default_factory=list)
     """(id, place, returns, paid, attempt)."""
-    sessions: list[tuple[str, str]] = field(default_factory=list)
-    """(tenant, session) of the jobs that ended."""
+    sessions: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(tenant, session) of the jobs that ended, and when they did."""
 
     def end(self, row: Record, ending: Ended) -> None:
         """A try that is over for good."""
@@ -49,14 +54,25 @@ class Settlement:
         ledger.settle(state, Cost(*row["cost"]), ending.usage, self.now)
         self.leave(row, ending.state, ending.result, ending.kind)
 
-    def leave(self, row: Record, state: int, result: str | None, kind: str | None) -> None:
-        """A job that is over, after a try or without."""
+    def leave(
+        self, row: Record, state: int, result: str | None, kind: str | None, at: int | None = None
+    ) -> None:
+        """A job that is over, after a try or without, since `at` or now."""
         self.ended.append((row["id"], state, result, kind))
         if row["session"] is not None:
-            self.sessions.append((row["tenant"], row["session"]))
+            self.sessions[row["tenant"], row["session"]] = self.now if at is None else at
 
     def repeat(self, row: Record, ending: Again) -> None:
-        """A try after which the job goes back to its line, at once or after a backoff, by its key."""
+        """A try after which the job goes back to its line, at once or after a backoff, by its key.
+
+        A wait that its policy or deadline does not allow ends it instead.
+        """
+        late = too_late(row, self.now, ending.after)
+        if late is not None:
+            self.end(
+                row, Ended(ending.id, ending.tenant, ending.tries, FAILED, kind=late, usage=ending.usage)
+            )
+            return
         state, cost = self.locked.states[row["tenant"]], Cost(*row["cost"])
         ledger.settle(state, cost, ending.usage, self.now)
         state.waiting += 1
@@ -65,25 +81,25 @@ class Settlement:
         if ending.after > 0:
             place, returns = None, self.now + ending.after
             state.due_by(returns)
-        elif paid:
-            ledger.move(state, self.now)
         else:
-            ledger.enter(state, cost, self.now)
+            ledger.move(state, self.now)
+            if not paid:
+                ledger.enter(state, cost, self.now)
         self.again.append((row["id"], place, returns, paid, row["attempt"] - (not ending.counted)))
 
-    def withdraw(self, row: Record, state: int, kind: str) -> None:
-        """A waiting job leaves its line; those behind it move up now."""
+    def withdraw(self, row: Record, state: int, kind: str, at: int) -> None:
+        """A waiting job leaves its line; those behind it move up at that time, however late it is noticed."""
         tenant = self.locked.states[row["tenant"]]
         tenant.waiting -= 1
         if row["place"] is not None:
             if not row["paid"]:
                 tenant.add_work(Cost(*row["cost"]), -1)
-            ledger.move(tenant, self.now)
-        self.leave(row, state, None, kind)
+            ledger.move(tenant, at)
+        self.leave(row, state, None, kind, at)
 
     async def save(self, connection: Connection) -> None:
         """Write it all, and tell whom it concerns."""
-        unparked = await self._unpark(connection)
+        unparked = await unpark(connection, self.locked, self.sessions, [job for job, *_ in self.ended])
         ended, again = list(zip(*self.ended, strict=True)), list(zip(*self.again, strict=True))
         await connection.execute(
             statement("settle"),
@@ -94,21 +110,50 @@ class Settlement:
             self.locked.sooner(),
             payloads([job for job, *_ in self.ended]),
             unparked,
+            [rows.write_echo(state.echo) for state in self.locked.states.values()],
         )
 
-    async def _unpark(self, connection: Connection) -> list[int]:
-        """Let the next job of each session into its line."""
-        if not self.sessions:
-            return []
-        tenants, sessions = zip(*sorted(set(self.sessions)), strict=True)
-        over = [job for job, *_ in self.ended]
-        found = await connection.fetch(statement("next_of_session"), tenants, sessions, over)
-        for row in found:
-            state = self.locked.states[row["tenant"]]
-            ledger.move(state, self.now)
-            if not row["paid"]:
-                ledger.enter(state, Cost(*row["cost"]), self.now)
-        return [row["id"] for row in found]
+
+async def unpark(
+    connection: Connection, locked: Locked, left: Mapping[tuple[str, str], int], over: Sequence[int]
+) -> list[int]:
+    """Let the next job of each session into its line. `left`: when another one of (tenant, session) left.
+
+    `over`: the jobs that end in this transaction. Returns the jobs that belong into their lines now.
+    """
+    if not left:
+        return []
+    tenants, sessions = zip(*sorted(left), strict=True)
+    found = await connection.fetch(statement("next_of_session"), tenants, sessions, over)
+    for row in found:
+        state = locked.states[row["tenant"]]
+        ledger.move(state, left[row["tenant"], row["session"]])
+        if not row["paid"]:
+            ledger.enter(state, Cost(*row["cost"]), state.as_of)
+    return [row["id"] for row in found]
+
+
+def too_late(row: Record, now: int, after: int) -> str | None:
+    """Why a job may not wait for another try, as the kind of its failure; None if it may."""
+    if row["deadline"] is not None and now + after >= row["deadline"]:
+        return "timeout"
+    if row["max_wait"] is not None and after > row["max_wait"]:
+        return str(Reason.MAX_WAIT)
+    return None
+
+
+def kind_of(job: StoredJob) -> str:
+    """Why a job waited in vain: the kind of its failure."""
+    if job.state is EXPIRED:
+        return "timeout"
+    return "refused" if job.refusal is None else str(job.refusal.reason)
+
+
+def why(job: StoredJob) -> str | None:
+    """What its caller is told beside the kind, as JSON: the limit, or nanoseconds until it would start."""
+    if job.refusal is None:
+        return None
+    return json.dumps(job.refusal.limit or job.refusal.retry_after)
 
 
 async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
@@ -140,7 +185,7 @@ async def withdraw(
     settlement = Settlement(locked, now)
     for row in found:
         if row["tenant"] in locked.states and (not expired or row["deadline"] <= now):
-            settlement.withdraw(row, state, kind)
+            settlement.withdraw(row, state, kind, row["deadline"] if expired else now)
     await settlement.save(connection)
     return [job for job, *_ in settlement.ended]
 

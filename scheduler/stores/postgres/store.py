@@ -12,9 +12,9 @@ from typing import Any, Self
 from asyncpg import Connection
 
 from scheduler.core.ledger import requota
-from scheduler.core.policy import Outlook, Reason
+from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
-from scheduler.stores.postgres import claiming, rows, settling, submitting
+from scheduler.stores.postgres import claiming, operations, rows, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
@@ -197,10 +197,22 @@ class PostgresStore:
     async def next(self) -> tuple[int | None, int | None]:
         """When the next job is due, and when the next lease or deadline ends, by the database's clock."""
         async with self._connections.connection() as connection:
-            row = await connection.fetchrow(statement("next"))
+            (row,) = await connection.fetch(statement("next"))
         self._noted(row["now"])
         ends = [row[name] for name in ("lease", "deadline") if row[name] is not None]
         return row["due"], min(ends, default=None)
+
+    async def list_jobs(
+        self, tenant: str | None, state: int | None, job: int | None, most: int
+    ) -> list[dict[str, Any]]:
+        """The newest jobs first: numbers, times and kinds, no prompts and no results."""
+        async with self._connections.connection() as connection:
+            return [dict(row) for row in await operations.list_jobs(connection, tenant, state, job, most)]
+
+    async def revive(self, job: int) -> bool:
+        """Let a job that failed or was cancelled wait again. False if there is no such job."""
+        async with self._connections.transaction() as connection:
+            return await operations.revive(connection, job)
 
     async def prune(self, most: int = 500) -> int:
         """Forget results that were kept long enough, at most so many; how many that were."""
@@ -220,7 +232,7 @@ class PostgresStore:
             gone = requota(locked.states[tenant], quota, now, [rows.read_job(row) for row in line])
             by_id = {row["id"]: row for row in line}
             for job in gone:
-                settlement.leave(by_id[job.number], FAILED, None, str(Reason.NEVER))
+                settlement.leave(by_id[job.number], FAILED, settling.why(job), settling.kind_of(job))
             await settlement.save(connection)
             await connection.execute(
                 "update waitline.tenant set quota = $2, origin = 2 where name = $1",
@@ -237,7 +249,8 @@ class PostgresStore:
         """Numbers of jobs and tenants, of everything or of one tenant; its levels by name."""
         async with self._connections.connection() as connection:
             if tenant is None:
-                return dict(await connection.fetchrow(statement("count")))
+                (everything,) = await connection.fetch(statement("count"))
+                return dict(everything)
             row = await connection.fetchrow(statement("see_tenant"), tenant)
         if row is None:
             return {"waiting": 0, "running": 0, "tenants": 0}

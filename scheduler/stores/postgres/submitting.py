@@ -26,6 +26,14 @@ Saved = tuple[Request, StoredJob, bool]
 """A job that was accepted, and whether it stands outside its line behind another one of its session."""
 
 
+def _job(request: Request, number: int, now: int) -> StoredJob:
+    """The job that is asked for, as it arrives now."""
+    job = StoredJob(request.tenant, number, now, request.policy, request.cost)
+    deadline = None if request.timeout is None else now + request.timeout
+    job.want(head_start=request.head_start, session=request.session, deadline=deadline)
+    return job
+
+
 class Batch:
     """Requests under the locks of their tenants, judged in the order in which they came."""
 
@@ -41,8 +49,9 @@ class Batch:
     async def judge(self) -> list[Answer]:
         """Accept or refuse each, and save what was accepted and what changed."""
         await self._look_up()
-        clock = await self._connection.fetchrow(statement("numbers"), len(self._requests))
+        (clock,) = await self._connection.fetch(statement("numbers"), len(self._requests))
         now, numbers = self._locked.not_before(clock["now"]), iter(clock["numbers"])
+        await self._load_lines(now)
         answers = [self._one(request, now, numbers) for request in self._requests]
         await self._save()
         return answers
@@ -70,14 +79,18 @@ class Batch:
             tenants, sessions = zip(*sorted(named), strict=True)
             for row in await self._connection.fetch(statement("sessions"), tenants, sessions):
                 self._sessions[row["tenant"], row["session"]] = row["jobs"]
-        walked = {r.tenant for r in self._requests if self._walks(r)}
+
+    async def _load_lines(self, now: int) -> None:
+        """Load the jobs in line, of those tenants where the judgement takes them."""
+        states, coming = self._locked.states, len(self._requests)
+        walked = {
+            r.tenant
+            for r in self._requests
+            if ledger.needs_line(states[r.tenant], _job(r, 0, now), coming, now)
+        }
         if walked:
             for row in await self._connection.fetch(statement("waiting_lines"), sorted(walked)):
                 self._lines[row["tenant"]].append(rows.read_job(row))
-
-    def _walks(self, request: Request) -> bool:
-        state = self._locked.states[request.tenant]
-        return bool(state.zeros) and (request.head_start > 0 or state.shape.only is None)
 
     def _one(self, request: Request, now: int, numbers: Iterator[int]) -> Answer:
         known = None if request.key is None else self._keys.get((request.tenant, request.key))
@@ -87,9 +100,7 @@ class Batch:
                 return known[1]
             return ValueError(f"key: {request.key!r} was used before, with another prompt or session")
         state, line = self._locked.states[request.tenant], self._lines[request.tenant]
-        job = StoredJob(request.tenant, next(numbers), now, request.policy, request.cost)
-        deadline = None if request.timeout is None else now + request.timeout
-        job.want(head_start=request.head_start, session=request.session, deadline=deadline)
+        job = _job(request, next(numbers), now)
         session = None if request.session is None else (request.tenant, request.session)
         parked = 0 if session is None else self._sessions[session]
         found, refusal = ledger.outlook(state, job, now, line, parked)
@@ -102,7 +113,8 @@ class Batch:
         if not parked:
             insort(line, job, key=_key)
         self._saved.append((request, job, parked > 0))
-        accepted = Accepted(job.number, found.position, now, found.promised, found.expected, deadline or 0)
+        start = found.promised, found.expected
+        accepted = Accepted(job.number, found.position, now, *start, job.deadline or 0)
         if request.key is not None and digest is not None:
             self._keys[request.tenant, request.key] = digest, accepted._replace(new=False)
         return accepted

@@ -9,18 +9,18 @@ with saved as (
     where t.name = u.name
 ), gone as (
     update waitline.job as j
-    set state = 3, place = null, returns = null, kind = u.kind, finished = $13
-    from unnest($11::bigint[], $12::text[]) as u (id, kind)
+    set state = 3, place = null, returns = null, kind = u.kind, result = u.why, finished = $14
+    from unnest($11::bigint[], $12::text[], $13::text[]) as u (id, kind, why)
     where j.id = u.id
 ), joined as (
     update waitline.job
     set place = arrival - head_start, returns = null
-    where id = any($15::bigint[])
+    where id = any($16::bigint[])
 ), granted as (
     update waitline.job as j
     set
         state = 1, place = null, returns = null, slot = u.slot, attempt = j.attempt + 1, tries = j.tries + 1,
-        worker = $10, lease = $13 + $14
+        worker = $10, lease = $14 + $15
     from unnest($8::bigint[], $9::bigint[]) as u (id, slot)
     where j.id = u.id
     returning j.id, j.attempt, j.tries, j.prompt

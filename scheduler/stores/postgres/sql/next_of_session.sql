@@ -1,5 +1,5 @@
 -- The next job of each of these sessions that stands outside its line behind the one that ended.
-select distinct on (j.tenant, j.session) j.id, j.tenant, j.cost, j.paid
+select distinct on (j.tenant, j.session) j.id, j.tenant, j.session, j.cost, j.paid
 from unnest($1::text[], $2::text[]) as u (tenant, session)
 join waitline.job as j on j.tenant = u.tenant and j.session = u.session
 where j.state = 0 and j.place is null and j.returns is null

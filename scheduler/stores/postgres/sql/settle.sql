@@ -3,9 +3,10 @@ with saved as (
     update waitline.tenant as t
     set
         zeros = u.zeros::numeric(60)[], work = u.work::numeric(60)[],
-        running = u.running, waiting = u.waiting, as_of = u.as_of, due = u.due
-    from unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[])
-        as u (name, zeros, work, running, waiting, as_of, due)
+        running = u.running, waiting = u.waiting, as_of = u.as_of, due = u.due, echo = u.echo
+    from unnest(
+        $1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $21::text[]
+    ) as u (name, zeros, work, running, waiting, as_of, due, echo)
     where t.name = u.name
 ), ended as (
     update waitline.job as j

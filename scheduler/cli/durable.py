@@ -1,0 +1,162 @@
+"""The commands over a store: a worker, a submit, and what a person asks of jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agent import Reply
+from scheduler import Quota, Rate, Scheduler
+from scheduler.cli.wiring import Upstream, UsageError
+from scheduler.core.quota import NS
+from scheduler.runtime.durable import STATES
+from scheduler.stores.postgres import PostgresStore
+from scheduler.worker import Worker
+
+DATABASE = "WAITLINE_DATABASE_URL"
+"""The variable that names the database."""
+
+
+def default_folder() -> Path:
+    """Where the embedded PostgreSQL keeps its data unless told otherwise."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "waitline"
+
+
+@contextmanager
+def database(folder: Path | None) -> Iterator[str]:
+    """The database that the environment names, or an embedded one in a folder that is printed."""
+    dsn = os.environ.get(DATABASE)
+    if dsn and folder is None:
+        yield dsn
+        return
+    from scheduler.stores.postgres.embedded import Embedded
+
+    folder = folder or default_folder()
+    Console(stderr=True, highlight=False).print(
+        f"Database: an embedded PostgreSQL in {folder}", soft_wrap=True
+    )
+    with Embedded(folder) as server:
+        yield server.dsn
+
+
+async def work(dsn: str, upstream: Upstream, concurrency: int, lease: float) -> int:
+    """Run jobs until SIGTERM or Ctrl-C: the first finishes what runs, the second gives it back."""
+    console = Console(stderr=True, highlight=False)
+    async with upstream.agent() as (agent, _):
+        worker = Worker(agent.handle, PostgresStore(dsn, lease=lease), concurrency=concurrency)
+        console.print(f"Worker {worker.name} runs up to {concurrency} jobs at once", soft_wrap=True)
+        await worker.run()
+    console.print(f"Worker {worker.name} has ended: {worker.done} tries recorded", soft_wrap=True)
+    return 0
+
+
+async def submit(dsn: str, tenant: str, prompt: str, quota: Quota, settings: dict[str, Any]) -> int:
+    """Commit a prompt, and print its reply unless nobody waits for it."""
+    console, wait = Console(highlight=False), settings.pop("wait")
+    async with Scheduler(store=PostgresStore(dsn), quotas=quota) as scheduler:
+        ticket = await scheduler.enqueue(tenant, prompt, **settings)
+        Console(stderr=True, highlight=False).print(
+            f"Job {ticket.id} of {tenant}: position {ticket.position}, promised in {ticket.wait:.3f} s",
+            soft_wrap=True,
+        )
+        if wait:
+            result = await ticket.result()
+            text = result.text if isinstance(result, Reply) else json.dumps(result)
+            console.print(text, markup=False, soft_wrap=True)
+    return 0
+
+
+async def migrate(dsn: str) -> int:
+    """Bring the schema up to date, and say what was applied."""
+    import asyncpg
+
+    from scheduler.stores.postgres.migrate import migrate as apply
+
+    connection = await asyncpg.connect(dsn)
+    try:
+        applied = await apply(connection)
+    finally:
+        await connection.close()
+    for name in applied:
+        print(f"applied {name}")
+    if not applied:
+        print("nothing to do")
+    return 0
+
+
+async def list_jobs(dsn: str, tenant: str | None, state: str | None, most: int) -> int:
+    """Print a table of the newest jobs."""
+    if state is not None and state not in STATES:
+        raise UsageError(f"--state: must be one of {', '.join(STATES)}, got {state!r}")
+    number = None if state is None else STATES.index(state)
+    async with PostgresStore(dsn, migrate=False) as store:
+        found = await store.list_jobs(tenant, number, None, most)
+    table = Table("id", "tenant", "state", "attempts", "waits or waited, s", "why", box=None)
+    for job in found:
+        table.add_row(
+            str(job["id"]),
+            job["tenant"],
+            STATES[job["state"]],
+            str(job["attempt"]),
+            _waited(job),
+            job["kind"] or "",
+        )
+    Console(highlight=False).print(table if found else "no jobs", markup=False)
+    return 0
+
+
+def _waited(job: dict[str, Any]) -> str:
+    end = job["slot"] or job["finished"] or job["now"]
+    return f"{max(0, end - job['arrival']) / NS:.3f}"
+
+
+async def show_job(dsn: str, job: int) -> int:
+    """Print all that is known of a job but its prompt and its result."""
+    async with PostgresStore(dsn, migrate=False) as store:
+        found = await store.list_jobs(None, None, job, 1)
+    if not found:
+        raise UsageError(f"job: there is none with id {job}")
+    console = Console(highlight=False)
+    for name, value in found[0].items():
+        if value is not None and name != "now":
+            console.print(f"{name}: {_readable(name, value)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _readable(name: str, value: Any) -> str:
+    """A column as a person reads it: times in UTC, the state by its name."""
+    if name in ("arrival", "promised", "slot", "returns", "finished"):
+        return datetime.fromtimestamp(value / NS, UTC).isoformat(timespec="milliseconds")
+    return STATES[value] if name == "state" else str(value)
+
+
+async def change_job(dsn: str, job: int, again: bool) -> int:
+    """Let a job that failed be tried again, or cancel one."""
+    async with PostgresStore(dsn, migrate=False) as store:
+        if again:
+            changed = await store.revive(job)
+        else:
+            found = await store.list_jobs(None, None, job, 1)
+            changed = bool(found) and await store.cancel(job, found[0]["tenant"]) is not None
+    if not changed:
+        wanted = "failed or was cancelled" if again else "waits or runs"
+        raise UsageError(f"job: there is none with id {job} that {wanted}")
+    print(f"job {job} {'waits again' if again else 'is cancelled'}")
+    return 0
+
+
+def each(rate: float, burst: int) -> Quota:
+    """The quota of a tenant that was never seen."""
+    try:
+        return Quota(Rate(rate, burst=burst))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--rate, --burst: {error}") from None

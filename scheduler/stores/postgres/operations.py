@@ -1,0 +1,51 @@
+"""What a person asks of a store: which jobs there are, and to try one again."""
+
+from __future__ import annotations
+
+from asyncpg import Connection, Record
+
+from scheduler.core import ledger
+from scheduler.core.quota import Cost
+from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.statements import statement
+
+
+async def list_jobs(
+    connection: Connection, tenant: str | None, state: int | None, job: int | None, most: int
+) -> list[Record]:
+    """The newest jobs first."""
+    return list(await connection.fetch(statement("list_jobs"), tenant, state, job, most))
+
+
+async def revive(connection: Connection, job: int) -> bool:
+    """Let a job that failed or was cancelled wait again. False if there is no such job."""
+    tenant = await connection.fetchval("select tenant from waitline.job where id = $1", job)
+    if tenant is None:
+        return False
+    locked = await Locked.these(connection, [tenant])
+    row = await connection.fetchrow(statement("ended_job"), job)
+    if row is None:
+        return False
+    state = locked.states[tenant]
+    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    parked = False
+    if row["session"] is not None:
+        (found,) = await connection.fetch(statement("sessions"), [tenant], [row["session"]])
+        parked = found["jobs"] > 0
+    state.waiting += 1
+    ledger.move(state, now)
+    if not parked:
+        ledger.enter(state, Cost(*row["cost"]), now)
+    await connection.execute(
+        statement("revive"),
+        tenant,
+        rows.write_numbers(state.work),
+        state.waiting,
+        state.as_of,
+        state.due,
+        locked.sooner(),
+        job,
+        parked,
+    )
+    return True

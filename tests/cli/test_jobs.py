@@ -1,0 +1,109 @@
+"""`waitline worker`, `submit`, `migrate` and `jobs`, as a user starts them, over a real PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import COMMAND, Waitline, environment
+from tests.stores.servers import Server, dsn, empty_dsn, running
+
+__all__ = ["dsn", "empty_dsn"]
+
+pytestmark = pytest.mark.timeout(90)
+
+DATABASE = "WAITLINE_DATABASE_URL"
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Server:
+    """One server: what differs between versions is tested beside the store."""
+    return running(request.config, "18")
+
+
+@contextmanager
+def working(dsn: str) -> Iterator[subprocess.Popen[str]]:
+    """A worker that asks a simulated Claude, until the end of the block."""
+    process = subprocess.Popen(
+        [*COMMAND, "worker", "--simulated", "--concurrency", "4"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**{DATABASE: dsn}),
+    )
+    try:
+        assert process.stderr is not None
+        assert "runs up to 4 jobs" in process.stderr.readline()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_a_worker_answers_what_is_submitted_and_ends_on_sigterm(dsn: str, waitline: Waitline) -> None:
+    with working(dsn) as process:
+        ended = waitline("submit", "acme", "Say hi", "--key", "one", **{DATABASE: dsn})
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.strip()
+        assert re.search(r"Job \d+ of acme: position 0, promised in 0.000 s", ended.stderr)
+        again = waitline("submit", "acme", "Say hi", "--key", "one", **{DATABASE: dsn})
+        assert again.stdout == ended.stdout
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+        assert process.returncode == 0, stderr
+        assert "1 tries recorded" in stderr
+        assert "Traceback" not in stderr
+
+
+def test_jobs_are_listed_shown_cancelled_and_tried_again(dsn: str, waitline: Waitline) -> None:
+    def ask(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return waitline(*arguments, **{DATABASE: dsn})
+
+    ask("submit", "acme", "a secret prompt", "--no-wait")
+    listed = ask("jobs", "list", "--tenant", "acme", "--state", "waiting")
+    assert "waiting" in listed.stdout
+    job = re.findall(r"^ *(\d+) +acme", listed.stdout, re.MULTILINE)[0]
+    assert ask("jobs", "cancel", job).stdout == f"job {job} is cancelled\n"
+    shown = ask("jobs", "show", job)
+    assert "state: cancelled" in shown.stdout
+    assert "secret" not in shown.stdout + listed.stdout
+    assert ask("jobs", "retry", job).stdout == f"job {job} waits again\n"
+    assert "state: waiting" in ask("jobs", "show", job).stdout
+    for arguments, text in (
+        (("jobs", "retry", job), f"there is none with id {job} that failed or was cancelled"),
+        (("jobs", "show", 999), "there is none with id 999"),
+        (("jobs", "list", "--state", "lost"), "--state: must be one of waiting, running"),
+        (("submit", "acme", "x", "--rate", "nan"), "--rate, --burst"),
+    ):
+        ended = ask(*arguments)
+        assert ended.returncode == 2
+        assert text in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_migrations_are_applied_once(empty_dsn: str, waitline: Waitline) -> None:
+    first = waitline("migrate", **{DATABASE: empty_dsn})
+    assert "applied 0001_lines.sql" in first.stdout, first.stderr
+    assert waitline("migrate", **{DATABASE: empty_dsn}).stdout == "nothing to do\n"
+
+
+def test_without_a_database_one_is_started_in_a_folder_that_is_printed(
+    tmp_path: Path, waitline: Waitline
+) -> None:
+    ended = waitline("submit", "acme", "Say hi", "--no-wait", "--data", tmp_path / "pg")
+    assert ended.returncode == 0, ended.stderr
+    assert f"an embedded PostgreSQL in {tmp_path / 'pg'}" in ended.stderr
+    assert "acme" in waitline("jobs", "list", "--data", tmp_path / "pg").stdout
+
+
+def test_a_database_that_is_not_there_is_one_line(waitline: Waitline) -> None:
+    ended = waitline("jobs", "list", **{DATABASE: "postgresql://nobody@127.0.0.1:1/none"})
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) <= 2
