@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from scheduler import Usage
+from scheduler.stores.results import register
 from scheduler.upstreams.claude import Message as ClaudeMessage
 
 Prompt = str | list[dict[str, Any]]
@@ -46,6 +47,27 @@ class Reply:
     model: str
     session_id: str | None
     turns: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values, for a store of results."""
+        used = self.usage
+        return {
+            "text": self.text,
+            "message": self.message.model_dump(mode="json"),
+            "usage": [used.requests, used.input_tokens, used.output_tokens],
+            "model": self.model,
+            "session_id": self.session_id,
+            "turns": self.turns,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The reply that `to_json` wrote. Fields of a newer SDK are kept, and missing ones are left out."""
+        message = ClaudeMessage.construct(**value["message"])
+        return cls(**{**value, "message": message, "usage": Usage(*value["usage"])})
+
+
+register("agent.Reply", Reply)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -168,7 +168,7 @@ def needs_line(state: TenantState, job: StoredJob, coming: int, now: int) -> boo
     shape, most = state.shape, state.waiting + coming
     if not state.waiting:
         return False
-    if state.zeros and (job.head_start or shape.only is None):
+    if job.head_start or (state.zeros and shape.only is None):
         return True
     if shape.only is not None and shape.only.level(state.zeros[0], now) <= state.work[0]:
         return False

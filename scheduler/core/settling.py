@@ -76,9 +76,10 @@ class Settling(Changes):
         start = max(not_before, gate.paused_until, now)
         bound, deadline = entry.policy.max_wait_ns, entry.deadline
         reason = Reason.PAUSE if gate.paused_until >= start > now else Reason.MAX_WAIT
-        if deadline is not None and start >= deadline:
-            reason, bound = Reason.DEADLINE, 0
-        if bound is not None and start - now > bound:
+        late = deadline is not None and start >= deadline
+        if late:
+            reason = Reason.DEADLINE
+        if late or (bound is not None and start - now > bound):
             self._end(entry, REFUSED, now)
             return self._refused(entry, Refusal(reason, max(1, start - now)))
         self._line(tenant, gate).outside += 1

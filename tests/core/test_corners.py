@@ -361,3 +361,13 @@ def test_law_13_a_plain_end_does_not_free_a_slot_for_the_past() -> None:
     assert not any(one.finish(job) for job in jobs)
     one.settle(START + 40 * MS, jobs[0])  # the heads were due at 10 and 11 ms, and one slot was free
     assert [entry.slot - START for entry in waiting] == [10 * MS, 40 * MS]
+
+
+def test_a_retry_after_its_deadline_is_refused_although_it_need_not_wait() -> None:
+    """Its result is no longer wanted, so that the time until it could start does not matter."""
+    play = Play(engine(Quota(Rate(5, burst=5))), after=check)
+    play.do(Op("offer", timeout=NS))
+    play.do(Op("retry", gap=2 * NS, delay=0))
+    assert play.jobs[0].reason is Reason.DEADLINE
+    assert play.jobs[0].refusal is not None
+    assert play.jobs[0].refusal.retry_after > 0

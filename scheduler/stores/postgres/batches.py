@@ -36,7 +36,17 @@ class Batches(Generic[Item, Answer]):
         if not self._busy:
             self._busy = True
             group.create_task(self._run())
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # Answered, and cancelled before it could resume: the answer would be lost.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._forgo(item, future.result())
+            raise
+
+    def _forgo(self, item: Item, answer: Answer) -> None:
+        if self._unwanted is not None:
+            self._unwanted(item, answer)
 
     async def _run(self) -> None:
         try:
@@ -61,8 +71,7 @@ class Batches(Generic[Item, Answer]):
             return
         for (item, future), answer in zip(batch, answers, strict=True):
             if future.done():
-                if self._unwanted is not None:
-                    self._unwanted(item, answer)
+                self._forgo(item, answer)
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:

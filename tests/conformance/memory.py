@@ -1,0 +1,88 @@
+"""One side: a script played on the engine in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from scheduler.core.account import SLOT_FLOOR
+from scheduler.core.entry import Entry, State
+from scheduler.core.policy import Reason, Refusal
+from tests.conformance.record import Answer, Quotas, Record
+from tests.core.play import START, Op, Play, engine
+
+
+@dataclass
+class Memory(Play):
+    """The engine in memory, with one gate without limits. `positions`: of each job, as a quote had it."""
+
+    positions: list[int | None] = field(default_factory=list)
+    loose: set[str] = field(default_factory=set)
+    """Tenants that refused for lack of a slot while somebody stood outside the line: the times differ."""
+
+    @classmethod
+    def with_quotas(cls, quotas: Quotas) -> Memory:
+        return cls(engine(quotas), by_number=True)
+
+    def run(self, ops: Sequence[Op]) -> Memory:
+        super().run(ops)
+        return self
+
+    def do(self, op: Op) -> None:
+        """Play one operation, after all wake-ups before it."""
+        while (wake := self.engine.wake) is not None and wake <= self.now + op.gap:
+            self.engine.advance(wake)
+            self.listen()
+        super().do(op)
+
+    def add(self, now: int, entry: Entry, tenant: str, gate: str) -> Refusal | None:
+        # The store learns no mean holding time of slots: it always expects the least.
+        self.engine.gates[""].hold = self.engine.root.hold = SLOT_FLOOR
+        twin = Entry(entry.policy, entry.cost, **entry.__dict__)
+        self.positions.append(self.engine.quote(now, tenant, gate, twin).position)
+        line = self.engine.tenants[tenant].lines.get("") if tenant in self.engine.tenants else None
+        if line is not None and line.outside:
+            self.positions[-1] = None
+        return super().add(now, entry, tenant, gate)
+
+    def record(self) -> Record:
+        """What became of everything."""
+        record, refused = Record(), set()
+        for number, entry in enumerate(self.jobs):
+            if hasattr(entry, "promised"):
+                record.answers.append(("accepted", entry.promised - entry.arrival))
+                record.positions.append(self.positions[number])
+            else:
+                refused.add(number)
+                record.positions.append(None)
+                record.answers.append(self.refused(number, entry))
+        for told in self.told:
+            if told.what == "running":
+                record.grants[self.jobs[told.job].tenant.name].append((told.job, told.time - START))
+        for number, entry in enumerate(self.jobs):
+            if number not in refused and entry.state is State.EXPIRED:
+                record.ends[number] = "timeout"
+            elif number not in refused and entry.state is State.REFUSED and entry.refusal is not None:
+                late = entry.refusal.reason is Reason.DEADLINE  # its next try would be
+                record.ends[number] = "timeout" if late else str(entry.refusal.reason)
+        return record
+
+    def retry(self, op: Op) -> None:
+        """Put a running job back. The engine lets it return at the instant of a deadline that is over."""
+        entry = self.pick(op, State.RUNNING)
+        over = entry is not None and entry.deadline is not None and entry.deadline <= self.now
+        super().retry(op._replace(delay=max(op.delay, 1)) if over else op)
+
+    def refused(self, number: int, entry: Entry) -> Answer:
+        """The answer to a job that may not wait; no time where the store counts those outside the line."""
+        refusal = entry.refusal
+        assert refusal is not None
+        if refusal.reason is Reason.NEVER:
+            return ("never", *(refusal.limit or ()))
+        if refusal.reason is Reason.SLOT and self.positions[number] is None:
+            self.loose.add(entry.tenant.name)
+        return (
+            "refused",
+            str(refusal.reason),
+            None if entry.tenant.name in self.loose else refusal.retry_after,
+        )

@@ -1,0 +1,49 @@
+"""One script, played on the engine in memory and on the PostgreSQL store: they must do the same.
+
+Compared are the answers to all offers, who was granted in which order at which slot, per tenant, and what
+became of the jobs that waited in vain. Not compared, as the design leaves it open or a store cannot know it:
+
+- the order in which jobs of different tenants are granted;
+- the position of a job while others of its tenant stand outside the line: the store counts those too,
+  also in the times of those whom it refuses for lack of a slot;
+- the mean holding time of slots: the store always expects the least, so the engine in memory is held to that;
+- waits that get worse after they were promised: the store does not judge `max_wait` again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler.core.quota import NS
+from tests.conformance.memory import Memory
+from tests.conformance.record import Quotas, Record, compare
+from tests.conformance.stored import Stored, opened
+from tests.core.play import Op
+
+LONG = 10_000 * NS
+"""What drains any line that is drained by time alone."""
+
+
+def to_the_end(ops: Sequence[Op], rounds: int = 2) -> list[Op]:
+    """A script, and then all that runs ends, and all that waits may go."""
+    offers = sum(op.kind == "offer" for op in ops)
+    ends = [Op("settle", pick=job) for job in range(offers)]
+    return [*ops, *([Op("advance", gap=LONG), *ends] * rounds), Op("advance", gap=LONG)]
+
+
+def in_memory(quotas: Quotas, ops: Sequence[Op]) -> Record:
+    """What the engine in memory does."""
+    return Memory.with_quotas(quotas).run(ops).record()
+
+
+async def same(
+    dsn: str, quotas: Quotas, ops: Sequence[Op], late: int = 0, claimers: int = 1, slots: int = 100
+) -> Record:
+    """Play a script to the end on both sides; they must do the same. Returns what they did."""
+    script = to_the_end(ops)
+    expected = in_memory(quotas, script)
+    async with opened(dsn, connections=claimers + 1) as store:
+        stored = Stored(store, quotas, late=late, claimers=claimers, slots=slots)
+        found = await (await stored.run(script)).record()
+    compare(expected, found, quotas, ops)
+    return found
