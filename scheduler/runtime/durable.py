@@ -108,9 +108,7 @@ class DurableTicket(Ticket):
         """Have the job withdrawn, or its handler cancelled. False if it is known to be over."""
         if self._known.state > RUNNING:
             return False
-        self._scheduler.store.group.create_task(
-            self._scheduler.store.cancel(self._known.id, self._known.tenant)
-        )
+        self._scheduler.store.cancel_soon(self._known.id, self._known.tenant)
         return True
 
     async def result(self) -> Any:
@@ -191,7 +189,7 @@ class DurableScheduler(Scheduler):
 
     def _withdraw(self, accepted: Accepted, tenant: str) -> None:
         if accepted.new:
-            self.store.group.create_task(self.store.cancel(accepted.id, tenant))
+            self.store.cancel_soon(accepted.id, tenant)
 
     async def enqueue(self, tenant: str, prompt: Prompt, *, connection: Any = None, **wishes: Any) -> Ticket:
         """See `Scheduler.enqueue`. The job is committed when this returns.

@@ -307,3 +307,23 @@ async def test_results_are_pruned_when_they_were_kept_long_enough(dsn: str) -> N
         with pytest.raises(LookupError):
             await scheduler.ticket(ticket.id, tenant="acme")
         assert kept.id != ticket.id
+
+
+async def test_closing_tells_whoever_waits_and_keeps_the_job(dsn: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        async with Scheduler(store=PostgresStore(dsn), quotas=EXAMPLE) as scheduler:
+            ticket = await scheduler.enqueue("acme", "x")
+            call = group.create_task(outcome(ticket.result()))
+            await scheduler.statistics()
+    assert isinstance(call.result(), SchedulerClosed)
+    async with working(dsn) as (other, _):
+        found = await other.ticket(ticket.id, tenant="acme")
+        assert (await found.result())["prompt"] == "x"
+
+
+async def outcome(call: Awaitable[Any]) -> Any:
+    """The result of a call, or its exception."""
+    try:
+        return await call
+    except Exception as error:
+        return error

@@ -24,6 +24,10 @@ JOBS = 200
 """Jobs of one line in one transaction."""
 
 
+AHEAD = 2_000_000
+"""Nanoseconds by which a claim looks ahead for tenants: what a guess of the time may lag behind."""
+
+
 class Claimed(NamedTuple):
     """What a claim found: jobs in the order of their slots, whether there may be more, and the time."""
 
@@ -34,7 +38,7 @@ class Claimed(NamedTuple):
 
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
     """Grant at most `slots` jobs for `lease` nanoseconds. None if nothing was due `about` now."""
-    found = await connection.fetch(statement("due_tenants"), about, min(slots, TENANTS))
+    found = await connection.fetch(statement("due_tenants"), about + AHEAD, min(slots, TENANTS))
     if not found:
         return None
     locked = Locked(map(rows.read_tenant, found))

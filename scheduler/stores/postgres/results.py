@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from scheduler.errors import SchedulerClosed
 from scheduler.stores.postgres.connections import LOST, Connections, patiently
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Outcome
@@ -23,9 +24,11 @@ class Results:
         self._awaited: dict[int, asyncio.Future[Outcome]] = {}
 
     def close(self) -> None:
-        """Nobody hears anything any more."""
+        """Nobody hears anything any more. Whoever waits still is told so; their jobs stay."""
         for future in self._awaited.values():
-            future.cancel()
+            if not future.done():
+                future.set_exception(SchedulerClosed("the store was closed while the call waited"))
+                future.exception()  # looked at, also where nobody waits any more
         self._awaited.clear()
 
     def of(self, job: int, group: asyncio.TaskGroup) -> asyncio.Future[Outcome]:

@@ -12,7 +12,7 @@ from scheduler.core import ledger
 from scheduler.core.entry import EXPIRED
 from scheduler.core.ledger import StoredJob
 from scheduler.core.policy import Reason
-from scheduler.core.quota import Cost
+from scheduler.core.quota import Cost, Quota
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
@@ -230,3 +230,17 @@ async def rescue(connection: Connection, about: int, max_attempts: int, most: in
             settlement.repeat(row, Again(row["id"], row["tenant"], row["tries"]))
     await settlement.save(connection)
     return rescued
+
+
+async def set_quota(connection: Connection, tenant: str, quota: Quota) -> None:
+    """Change a tenant's limits with its jobs waiting; those that can never fit any more fail."""
+    locked = await Locked.made(connection, {tenant: quota})
+    line = await connection.fetch(statement("waiting_lines"), [tenant])
+    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    settlement = Settlement(locked, now)
+    gone = ledger.requota(locked.states[tenant], quota, now, [rows.read_job(row) for row in line])
+    by_id = {row["id"]: row for row in line}
+    for job in gone:
+        settlement.leave(by_id[job.number], FAILED, why(job), kind_of(job))
+    await settlement.save(connection)
+    await connection.execute(statement("set_quota"), tenant, rows.write_quota(quota))

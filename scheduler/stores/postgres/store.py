@@ -11,17 +11,15 @@ from typing import Any, Self
 
 from asyncpg import Connection
 
-from scheduler.core.ledger import requota
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
 from scheduler.stores.postgres import claiming, operations, rows, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
-from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.migrate import migrate
 from scheduler.stores.postgres.results import Results
-from scheduler.stores.postgres.settling import Ending, Settlement
+from scheduler.stores.postgres.settling import Ending
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.postgres.submitting import Answer
 from scheduler.stores.values import FAILED, Accepted, Claim, Known, Outcome, Request
@@ -131,7 +129,7 @@ class PostgresStore:
 
     def _unwanted(self, request: Request, answer: Answer) -> None:
         if isinstance(answer, Accepted) and answer.new:
-            self.group.create_task(patiently(partial(self.cancel, answer.id, request.tenant)))
+            self.cancel_soon(answer.id, request.tenant)
 
     async def _submit(self, requests: Sequence[Request]) -> Sequence[Answer]:
         async with self._connections.transaction() as connection:
@@ -188,6 +186,10 @@ class PostgresStore:
         async with self._connections.transaction() as connection:
             return await settling.stop(connection, job, tenant)
 
+    def cancel_soon(self, job: int, tenant: str) -> None:
+        """Cancel a job for a caller that cannot wait, as soon as the database can be reached."""
+        self.group.create_task(patiently(partial(self.cancel, job, tenant)))
+
     async def expire(self, job: int, tenant: str) -> bool:
         """End a waiting job whose deadline is over."""
         async with self._connections.transaction() as connection:
@@ -225,20 +227,7 @@ class PostgresStore:
     async def set_quota(self, tenant: str, quota: Quota) -> None:
         """Change a tenant's limits with its jobs waiting; those that can never fit any more fail."""
         async with self._connections.transaction() as connection:
-            locked = await Locked.made(connection, {tenant: quota})
-            line = await connection.fetch(statement("waiting_lines"), [tenant])
-            now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
-            settlement = Settlement(locked, now)
-            gone = requota(locked.states[tenant], quota, now, [rows.read_job(row) for row in line])
-            by_id = {row["id"]: row for row in line}
-            for job in gone:
-                settlement.leave(by_id[job.number], FAILED, settling.why(job), settling.kind_of(job))
-            await settlement.save(connection)
-            await connection.execute(
-                "update waitline.tenant set quota = $2, origin = 2 where name = $1",
-                tenant,
-                rows.write_quota(quota),
-            )
+            await settling.set_quota(connection, tenant, quota)
 
     async def quote(self, request: Request) -> tuple[Outlook, int]:
         """What a job could look forward to now, and the time. Locks nothing, leaves no trace."""
