@@ -310,11 +310,11 @@ async def test_results_are_pruned_when_they_were_kept_long_enough(dsn: str) -> N
 
 
 async def test_closing_tells_whoever_waits_and_keeps_the_job(dsn: str) -> None:
-    async with asyncio.TaskGroup() as group:
-        async with Scheduler(store=PostgresStore(dsn), quotas=EXAMPLE) as scheduler:
-            ticket = await scheduler.enqueue("acme", "x")
-            call = group.create_task(outcome(ticket.result()))
-            await scheduler.statistics()
+    scheduler = Scheduler(store=PostgresStore(dsn), quotas=EXAMPLE)
+    async with asyncio.TaskGroup() as group, scheduler:  # the scheduler is closed first
+        ticket = await scheduler.enqueue("acme", "x")
+        call = group.create_task(outcome(ticket.result()))
+        await scheduler.statistics()
     assert isinstance(call.result(), SchedulerClosed)
     async with working(dsn) as (other, _):
         found = await other.ticket(ticket.id, tenant="acme")
