@@ -58,6 +58,26 @@ class WorkerJob(Job):
         return ""
 
 
+class Run:
+    """One try under way, from its claim until it is recorded."""
+
+    __slots__ = ("begun", "claim", "over", "reason", "task")
+
+    task: asyncio.Task[None]
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.begun = self.over = False
+        self.reason: str | None = None
+
+    def interrupt(self, reason: str) -> None:
+        """Cancel the handler, once. One that has ended stays as it ended: that only has to be recorded."""
+        if self.reason is None and not self.over:
+            self.reason = reason
+            if self.begun:  # a task that is cancelled before its first step never gets to record anything
+                self.task.cancel()
+
+
 class Worker:
     """Runs the jobs of a store with `handler`, at most `concurrency` at once.
 
@@ -83,8 +103,7 @@ class Worker:
         self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._run_timeout = float(positive("run_timeout", run_timeout))
         self.name = secrets.token_hex(8) if name is None else name
-        self._runs: dict[int, tuple[Claim, asyncio.Task[None]]] = {}
-        self._reasons: dict[int, str] = {}
+        self._runs: set[Run] = set()
         self._wake = asyncio.Event()
         self._stopping = 0
         self.done = 0
@@ -96,8 +115,8 @@ class Worker:
         self._stopping += 1
         self._wake.set()
         if self._stopping > 1:
-            for job in list(self._runs):
-                self._interrupt(job, "stopped")
+            for run in self._runs:
+                run.interrupt("stopped")
 
     async def run(self) -> None:
         """Work until `stop` is called. SIGTERM and SIGINT call it, where the loop can handle signals."""
@@ -112,7 +131,7 @@ class Worker:
             try:
                 await self._work(group)
                 while self._runs:
-                    await asyncio.wait([task for _, task in self._runs.values()])
+                    await asyncio.wait([run.task for run in self._runs])
             finally:
                 beating.cancel()
                 pruning.cancel()
@@ -134,7 +153,7 @@ class Worker:
                 free = self._concurrency - len(self._runs)
                 claimed = await self._store.claim(self.name, free) if free else None
                 for claim in claimed.claims if claimed is not None else ():
-                    self._runs[claim.id] = claim, group.create_task(self._perform(claim))
+                    self._start(claim, group)
                 if claimed is not None and claimed.more and self._concurrency > len(self._runs):
                     continue
                 wait = await self._next()
@@ -161,16 +180,16 @@ class Worker:
         interval = self._store.lease_ns / NS / 3
         while True:
             await asyncio.sleep(interval)
-            claims = [claim for claim, _ in self._runs.values()]
-            if not claims:
+            runs = list(self._runs)
+            if not runs:
                 continue
             with suppress(*LOST):
-                held = await self._store.beat(claims)
-                for claim in claims:
-                    if claim.id not in held:
-                        self._interrupt(claim.id, "lost")
-                    elif held[claim.id]:
-                        self._interrupt(claim.id, "cancelled")
+                held = await self._store.beat([run.claim for run in runs])
+                for run in runs:
+                    if run.claim.id not in held:
+                        run.interrupt("lost")
+                    elif held[run.claim.id]:
+                        run.interrupt("cancelled")
 
     async def _prune(self) -> None:
         """Forget results that were kept long enough, a few at a time."""
@@ -181,31 +200,39 @@ class Worker:
             await asyncio.sleep(PRUNING)
 
     def _asked_to_stop(self, job: int) -> None:
-        self._interrupt(job, "cancelled")
-
-    def _interrupt(self, job: int, reason: str) -> None:
-        run = self._runs.get(job)
-        if run is not None and job not in self._reasons:
-            self._reasons[job] = reason
-            run[1].cancel()
+        for run in self._runs:
+            if run.claim.id == job:
+                run.interrupt("cancelled")
 
     # --- jobs -----------------------------------------------------------------------------------------------
 
-    async def _perform(self, claim: Claim) -> None:
+    def _start(self, claim: Claim, group: asyncio.TaskGroup) -> None:
+        run = Run(claim)
+        if claim.tries > 1:  # an earlier try may still be under way here, with its lease lost unnoticed
+            for other in self._runs:
+                if other.claim.id == claim.id:
+                    other.interrupt("lost")
+        self._runs.add(run)
+        run.task = group.create_task(self._perform(run))
+
+    async def _perform(self, run: Run) -> None:
         """Run one try, and record how it ended."""
+        run.begun = True
         try:
-            ending = await self._try(claim)
-        finally:
-            self._reasons.pop(claim.id, None)
-        try:
+            ending = await self._try(run)
+            run.over = True
             if ending is not None:
-                self.done += await self._store.settle(ending)
+                recorded = await self._store.settle(ending)  # not in one line: others count meanwhile
+                self.done += recorded
         finally:
-            del self._runs[claim.id]
+            self._runs.discard(run)
             self._wake.set()
 
-    async def _try(self, claim: Claim) -> Ended | Again | None:
+    async def _try(self, run: Run) -> Ended | Again | None:
+        claim = run.claim
         job = WorkerJob(self._store, claim)
+        if run.reason is not None:
+            return self._interrupted(run, job)
         current_grant.set(job.grant)
         limit, which = self._run_timeout, "run_timeout"
         if claim.deadline is not None and self._store.until(claim.deadline) <= limit:
@@ -218,7 +245,7 @@ class Worker:
         except Retry as retry:
             return self._again(claim, job, retry)
         except asyncio.CancelledError:
-            return self._interrupted(claim, job)
+            return self._interrupted(run, job)
         except TimeoutError as error:
             return self._ended(claim, job, FAILED, kind=which if bound.expired() else type(error).__name__)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded
@@ -249,8 +276,8 @@ class Worker:
             claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.grant.usage
         )
 
-    def _interrupted(self, claim: Claim, job: Job) -> Ended | Again | None:
-        reason = self._reasons.get(claim.id)
+    def _interrupted(self, run: Run, job: Job) -> Ended | Again | None:
+        claim, reason = run.claim, run.reason
         if reason == "cancelled":
             return self._ended(claim, job, CANCELLED, kind="cancelled")
         if reason == "lost":

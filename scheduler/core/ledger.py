@@ -9,7 +9,7 @@ slots. A tenant's row changes at two other moments, when a job joins (`outlook`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.core.account import Account, Shape, shape_of
@@ -20,6 +20,7 @@ from scheduler.core.line import Line
 from scheduler.core.outlook import Ahead, expect, refuse, run_to
 from scheduler.core.policy import Outlook, Policy, Reason, Refusal, decide
 from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, Usage
+from scheduler.core.schedule import CATCH_UP
 from scheduler.core.tenant import Echo, Tenant
 
 OPEN = shape_of(Quota())
@@ -218,17 +219,17 @@ def grant(
             state.due = None if state.name in whole else now
         return []
     by_name = {state.name: state for state in states}
-    arrivals = sorted((max(job.since, by_name[job.owner].as_of), job.key, job.owner, job) for job in jobs)
+    arrivals = _arrivals(by_name, jobs, now)
     engine = Engine(arrivals[0][0], lambda name: by_name[name].quota, {"": Quota()}, max(1, slots))
     engine.max_waiting = len(jobs)
     tenants = {state.name: state.tenant() for state in states}
     engine.tenants = dict(tenants)  # of its own: it forgets whom it can
     if slots <= 0:
         engine.root.free = 0
-    for time, _, owner, job in arrivals:
+    for time, _, job in arrivals:
         if time > now:
             break
-        _restore(engine, time, job, by_name[owner].shape)
+        _restore(engine, time, job, by_name[job.owner].shape)
     engine.advance(now)
     moved = [job for job in engine.moved if isinstance(job, StoredJob)]
     for job in moved:
@@ -241,6 +242,23 @@ def grant(
     for name, tenant in tenants.items():
         _save(by_name[name], tenant, now, name in whole)
     return moved
+
+
+def _arrivals(
+    states: Mapping[str, TenantState], jobs: Sequence[StoredJob], now: int
+) -> list[tuple[int, int, StoredJob]]:
+    """When each job begins to count, its key, and the job, in that order.
+
+    That is when it joined its line, but not before the last change of its tenant, and no longer ago than the
+    catch-up cap: what came while no worker asked must not all start at once.
+    """
+    earliest = {}
+    for job in sorted(jobs):
+        if job.owner not in earliest:
+            state = states[job.owner]
+            cap = max(CATCH_UP, state.shape.interval(state.shape.amounts(job.cost)))
+            earliest[job.owner] = max(state.as_of, now - cap)
+    return sorted((max(job.since, earliest[job.owner]), job.key, job) for job in jobs)
 
 
 def _restore(engine: Engine, time: int, job: StoredJob, shape: Shape) -> None:

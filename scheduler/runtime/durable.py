@@ -281,7 +281,8 @@ class DurableScheduler(Scheduler):
 
         Levels are kept, and waiting jobs that can never fit any more fail with `QuotaExceeded`.
         """
-        await self.store.set_quota(check_tenant(tenant), instance("quota", quota, Quota))
+        first = self.engine.quota_of(check_tenant(tenant))
+        await self.store.set_quota(tenant, instance("quota", quota, Quota), first)
 
     async def statistics(self, tenant: str | None = None) -> Statistics:
         """A snapshot of what is in the store: of everything, or of one tenant."""

@@ -178,7 +178,7 @@ class Stored:
 
     async def set_quota(self, op: Op) -> None:
         """Change a tenant's quota."""
-        await self.store.set_quota(op.tenant, op.quota)
+        await self.store.set_quota(op.tenant, op.quota, self.quotas[op.tenant])
 
     async def advance(self, op: Op) -> None:
         """Let time pass."""

@@ -27,6 +27,8 @@ LOST = (
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,
     asyncpg.TransactionRollbackError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InternalClientError,  # also of a connection that was told its end, and has not come to it yet
 )
 """What passes: the connection or the server is gone for a while, or transactions were in each other's way."""
 
@@ -47,10 +49,10 @@ class Connections:
         self._pool: asyncpg.Pool | None = None
 
     async def open(self) -> None:
-        """Connect."""
+        """Be ready to connect when it is needed."""
         self._pool = await asyncpg.create_pool(
             self._dsn,
-            min_size=1,
+            min_size=0,  # or it would log a traceback for each try to have one while the server is gone
             max_size=self._most,
             server_settings=PINNED,
             command_timeout=60.0,

@@ -65,13 +65,14 @@ class Settlement:
     def repeat(self, row: Record, ending: Again) -> None:
         """A try after which the job goes back to its line, at once or after a backoff, by its key.
 
-        A wait that its policy or deadline does not allow ends it instead.
+        A wait that its policy or deadline does not allow ends it instead, and so does a wish to cancel it
+        that came during the try.
         """
         late = too_late(row, self.now, ending.after)
-        if late is not None:
-            self.end(
-                row, Ended(ending.id, ending.tenant, ending.tries, FAILED, kind=late, usage=ending.usage)
-            )
+        state, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
+        if kind is not None:
+            ended = Ended(ending.id, ending.tenant, ending.tries, state, kind=kind, usage=ending.usage)
+            self.end(row, ended)
             return
         state, cost = self.locked.states[row["tenant"]], Cost(*row["cost"])
         ledger.settle(state, cost, ending.usage, self.now)
@@ -223,7 +224,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int, most: in
         if row["lease"] > now:
             continue  # renewed meanwhile
         rescued += 1
-        if row["attempt"] >= max_attempts:
+        if row["attempt"] >= max_attempts and not row["stop"]:
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind="worker_lost")
             settlement.end(row, ended)
         else:
@@ -232,9 +233,12 @@ async def rescue(connection: Connection, about: int, max_attempts: int, most: in
     return rescued
 
 
-async def set_quota(connection: Connection, tenant: str, quota: Quota) -> None:
-    """Change a tenant's limits with its jobs waiting; those that can never fit any more fail."""
-    locked = await Locked.made(connection, {tenant: quota})
+async def set_quota(connection: Connection, tenant: str, quota: Quota, first: Quota) -> None:
+    """Change a tenant's limits with its jobs waiting; those that can never fit any more fail.
+
+    `first`: its quota if it was never seen. Its full buckets are those of that one, as if it was idle so far.
+    """
+    locked = await Locked.made(connection, {tenant: first})
     line = await connection.fetch(statement("waiting_lines"), [tenant])
     now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
     settlement = Settlement(locked, now)

@@ -53,6 +53,7 @@ class PostgresStore:
         self._connections = Connections(instance("dsn", dsn, str), whole("connections", connections, 1))
         self._migrate = migrate
         self._entered = 0
+        self._door = asyncio.Lock()
         self._group: asyncio.TaskGroup | None = None
         self._listener: asyncio.Task[None] | None = None
         self._submits: Batches[Request, Answer] = Batches(self._submit, BATCH, self._unwanted)
@@ -65,31 +66,40 @@ class PostgresStore:
     # --- life -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._entered += 1
-        if self._entered == 1:
-            await self._connections.open()
+        async with self._door:
+            if not self._entered:
+                await self._open()
+            self._entered += 1
+        return self
+
+    async def _open(self) -> None:
+        await self._connections.open()
+        try:
             if self._migrate:
                 async with self._connections.connection() as connection:
                     await migrate(connection)
-            self._group = await asyncio.TaskGroup().__aenter__()
-            self._listener = self._group.create_task(self._listen())
             await self.clock()
-        return self
+        except BaseException:
+            await self._connections.close()
+            raise
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._listener = self._group.create_task(self._listen())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._entered -= 1
-        if self._entered or self._group is None:
-            return
-        if self._listener is not None:
-            self._listener.cancel()
-        self._results.close()
-        try:
-            await self._group.__aexit__(None, None, None)
-        finally:
-            self._group = None
-            await self._connections.close()
+        async with self._door:
+            self._entered -= 1
+            if self._entered or self._group is None:
+                return
+            if self._listener is not None:
+                self._listener.cancel()
+            self._results.close()
+            try:
+                await self._group.__aexit__(None, None, None)
+            finally:
+                self._group = None
+                await self._connections.close()
 
     @property
     def group(self) -> asyncio.TaskGroup:
@@ -224,10 +234,10 @@ class PostgresStore:
 
     # --- tenants --------------------------------------------------------------------------------------------
 
-    async def set_quota(self, tenant: str, quota: Quota) -> None:
-        """Change a tenant's limits with its jobs waiting; those that can never fit any more fail."""
+    async def set_quota(self, tenant: str, quota: Quota, first: Quota) -> None:
+        """Change a tenant's limits with its jobs waiting; `first`: what it has had if it was never seen."""
         async with self._connections.transaction() as connection:
-            await settling.set_quota(connection, tenant, quota)
+            await settling.set_quota(connection, tenant, quota, first)
 
     async def quote(self, request: Request) -> tuple[Outlook, int]:
         """What a job could look forward to now, and the time. Locks nothing, leaves no trace."""
