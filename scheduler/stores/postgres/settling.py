@@ -69,10 +69,11 @@ class Settlement:
         that came during the try.
         """
         late = too_late(row, self.now, ending.after)
-        state, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
+        over, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
         if kind is not None:
-            ended = Ended(ending.id, ending.tenant, ending.tries, state, kind=kind, usage=ending.usage)
-            self.end(row, ended)
+            self.end(
+                row, Ended(ending.id, ending.tenant, ending.tries, over, kind=kind, usage=ending.usage)
+            )
             return
         state, cost = self.locked.states[row["tenant"]], Cost(*row["cost"])
         ledger.settle(state, cost, ending.usage, self.now)

@@ -1,0 +1,126 @@
+"""What a worker makes of a handler: results, failures, repeats, limits."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from scheduler import (
+    Cost,
+    DeadlineExceeded,
+    Job,
+    JobFailed,
+    Quota,
+    Rate,
+    Retry,
+    Usage,
+)
+from scheduler.stores.postgres import PostgresStore
+from tests.stores.working import working
+
+
+async def test_a_failing_handler_is_a_failed_job_without_its_text(dsn: str) -> None:
+    async def fails(job: Job) -> None:
+        raise LookupError("a secret text")
+
+    async with working(dsn, fails) as (scheduler, _):
+        with pytest.raises(JobFailed) as failed:
+            await scheduler.submit("acme", "x")
+        assert (failed.value.kind, failed.value.attempts) == ("LookupError", 1)
+        assert "secret" not in str(failed.value)
+
+
+async def test_a_result_that_is_not_json_is_a_failed_job(dsn: str) -> None:
+    async def odd(job: Job) -> object:
+        return object()
+
+    async with working(dsn, odd) as (scheduler, _):
+        with pytest.raises(JobFailed, match="result_is_not_json"):
+            await scheduler.submit("acme", "x")
+
+
+async def test_retry_repeats_until_the_attempts_are_used_up(dsn: str) -> None:
+    attempts: list[int] = []
+
+    async def again(job: Job) -> None:
+        attempts.append(job.attempt)
+        raise Retry(0.01)
+
+    async with working(dsn, again, max_attempts=3) as (scheduler, _):
+        with pytest.raises(JobFailed) as failed:
+            await scheduler.submit("acme", "x")
+        assert attempts == [1, 2, 3]
+        assert failed.value.attempts == 3
+
+
+async def test_a_refusal_upstream_is_no_attempt_and_is_not_charged_again(dsn: str) -> None:
+    tries: list[int] = []
+
+    async def refused(job: Job) -> str:
+        tries.append(job.tries)
+        if len(tries) < 4:
+            raise Retry(0.01, refused=True)
+        return "done"
+
+    async with working(dsn, refused, Quota(Rate(1, per=3600, burst=1)), max_attempts=2) as (scheduler, _):
+        assert await scheduler.submit("acme", "x") == "done"
+        assert tries == [1, 2, 3, 4]
+        assert -0.1 < (await scheduler.statistics("acme")).levels["requests"] < 0.1
+
+
+async def test_usage_replaces_the_estimate(dsn: str) -> None:
+    async def settles(job: Job) -> str:
+        job.settle(Usage(0, 0, 0))
+        return "free"
+
+    async with working(dsn, settles, Quota(Rate(1, per=3600, burst=5))) as (scheduler, _):
+        await scheduler.submit("acme", "x", cost=Cost(requests=3))
+        assert (await scheduler.statistics("acme")).levels["requests"] == 5.0
+
+
+async def test_a_timeout_cancels_the_handler(dsn: str) -> None:
+    cancelled = asyncio.Event()
+
+    async def slow(job: Job) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with working(dsn, slow) as (scheduler, _):
+        with pytest.raises(DeadlineExceeded):
+            await scheduler.submit("acme", "x", timeout=0.2)
+        await asyncio.wait_for(cancelled.wait(), 5)
+
+
+async def test_jobs_of_one_session_run_one_after_the_other(dsn: str) -> None:
+    running, most, order = 0, 0, []
+
+    async def watches(job: Job) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        order.append(job.prompt)
+        await asyncio.sleep(0.005)
+        running -= 1
+
+    async with working(dsn, watches) as (scheduler, _):
+        tickets = [await scheduler.enqueue("acme", str(n), session="chat") for n in range(6)]
+        await asyncio.gather(*(ticket.result() for ticket in tickets))
+    assert most == 1
+    assert order == [str(n) for n in range(6)]
+
+
+async def test_results_are_pruned_when_they_were_kept_long_enough(dsn: str) -> None:
+    store = PostgresStore(dsn, keep=0.001)
+    async with working(dsn) as (scheduler, _), store:
+        ticket = await scheduler.enqueue("acme", "x")
+        await ticket.result()
+        kept = await scheduler.enqueue("acme", "y")
+        while not await store.prune():
+            pass
+        with pytest.raises(LookupError):
+            await scheduler.ticket(ticket.id, tenant="acme")
+        assert kept.id != ticket.id
