@@ -20,11 +20,15 @@ export no_proxy := $(NO_PROXY)
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-13s %s\n", $$1, $$2 }'
 
 .PHONY: demo
 demo: $(VENV)/.run ## Show the line at work against a Claude on loopback (ARGS=--json, ARGS=--live)
 	@$(BIN)/waitline demo $(ARGS)
+
+.PHONY: demo-durable
+demo-durable: $(VENV)/.run ## Kill a worker and the database while prompts wait: all are answered once
+	@$(BIN)/python tools/demo_durable.py $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the tests (ARGS="-k order" for some of them)
@@ -45,6 +49,10 @@ docs: $(VENV)/.dev ## Build the documentation into site/, warnings are errors
 .PHONY: mutants
 mutants: $(VENV)/.dev ## Break each law on purpose: the named test must fail
 	@$(BIN)/python tools/mutants.py $(ARGS) -- --hypothesis-profile=mutants
+
+.PHONY: faults
+faults: $(VENV)/.dev ## Kill processes by the hundred and judge what is left (ARGS="--kills 1000 --seed 7")
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style and formatting
