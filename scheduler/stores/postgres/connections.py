@@ -18,6 +18,8 @@ PINNED = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
+    # Whoever stands still with a lock in its hands must not stop its tenants for all others.
+    "idle_in_transaction_session_timeout": "5s",
     "application_name": "waitline",
 }
 
@@ -27,6 +29,7 @@ LOST = (
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,
     asyncpg.TransactionRollbackError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InternalClientError,  # also of a connection that was told its end, and has not come to it yet
 )

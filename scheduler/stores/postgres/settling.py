@@ -71,9 +71,7 @@ class Settlement:
         late = too_late(row, self.now, ending.after)
         over, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
         if kind is not None:
-            self.end(
-                row, Ended(ending.id, ending.tenant, ending.tries, over, kind=kind, usage=ending.usage)
-            )
+            self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, kind=kind, usage=ending.usage))
             return
         state, cost = self.locked.states[row["tenant"]], Cost(*row["cost"])
         ledger.settle(state, cost, ending.usage, self.now)
@@ -165,15 +163,16 @@ async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool
         statement("running"), [ending.id for ending in endings], [ending.tries for ending in endings]
     )
     now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
-    by_id, settlement = {row["id"]: row for row in held}, Settlement(locked, now)
+    # By try: one that lost its lease unnoticed may be in the same batch as the one that holds it now.
+    by_try, settlement = {(row["id"], row["tries"]): row for row in held}, Settlement(locked, now)
     for ending in endings:
-        row = by_id.get(ending.id)
+        row = by_try.get((ending.id, ending.tries))
         if row is not None and isinstance(ending, Ended):
             settlement.end(row, ending)
         elif row is not None and isinstance(ending, Again):
             settlement.repeat(row, ending)
     await settlement.save(connection)
-    return [ending.id in by_id for ending in endings]
+    return [(ending.id, ending.tries) in by_try for ending in endings]
 
 
 async def withdraw(

@@ -1,0 +1,18 @@
+"""A short random session: see ``python -m tests.faults`` for a long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.session import Tally, play
+from tests.faults.stage import Machine
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_dozen_deaths_at_random(server: Machine, seed: int) -> None:
+    tally = Tally()
+    await play(server, seed, 0, 12, tally)
+    assert tally.killed >= 10
+    assert tally.in_flight.total() > 0
