@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,9 +26,10 @@ class Process:
         self.ended: asyncio.Future[int] = loop.create_future()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, unless it is over."""
-        if not self.ended.done():
-            os.kill(self.pid.result(), number)
+        """Send a signal, if it has begun and is not over."""
+        if self.pid.done() and not self.ended.done():
+            with suppress(ProcessLookupError):  # over, and not yet told
+                os.kill(self.pid.result(), number)
 
     async def kill(self) -> None:
         self.signal(signal.SIGKILL)

@@ -144,8 +144,10 @@ class Round:
             if self._scene.workers:
                 process = self._rng.choice(self._scene.workers)
                 process.signal(signal.SIGSTOP)
-                await asyncio.sleep(self._rng.uniform(0.5, 2) * process.role.lease)
-                process.signal(signal.SIGCONT)
+                try:
+                    await asyncio.sleep(self._rng.uniform(0.5, 2) * process.role.lease)
+                finally:
+                    process.signal(signal.SIGCONT)
                 self._tally.others["a worker stalled"] += 1
 
 

@@ -93,7 +93,7 @@ async def test_a_worker_that_stands_still_with_its_tenants_locked(server: Machin
         for tenant, key in crowd(random.Random(10), 2, 30):
             scene.submit(tenant, key)
         async with asyncio.timeout(10):
-            while not scene.kills():
+            while not scene.kills():  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.02)
         found = await scene.finish()
         assert len(found.answers) == 30
@@ -105,7 +105,7 @@ async def test_a_worker_that_stands_still_with_its_tenants_locked(server: Machin
 
 async def test_two_tries_of_a_job_that_end_in_one_batch(server: Machine) -> None:
     """As it happens to a worker that could not reach the database for longer than a lease."""
-    async with stage(server, "one batch", lease=0.3) as scene, PostgresStore(scene.dsn) as store:
+    async with stage(server, "one batch") as scene, PostgresStore(scene.dsn, lease=0.3) as store:
         ticket = await scene.scheduler.enqueue("t0", "x", key="x")
         claimed = await store.claim("one", 1)
         assert claimed is not None

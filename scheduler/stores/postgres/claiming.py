@@ -10,7 +10,7 @@ from asyncpg import Connection, Record
 
 from scheduler.core import ledger
 from scheduler.core.entry import EXPIRED, RUNNING
-from scheduler.core.ledger import StoredJob
+from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import announce, kind_of, unpark, why

@@ -7,8 +7,8 @@ from typing import Any
 
 from asyncpg import Connection
 
-from scheduler.core.ledger import TenantState
 from scheduler.core.quota import Quota
+from scheduler.core.stored import TenantState
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.statements import statement
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from asyncpg import Record
 
-from scheduler.core.ledger import StoredJob, TenantState
 from scheduler.core.policy import Policy
 from scheduler.core.quota import DIMENSIONS, NS, Cost, Quota, Rate, exact
+from scheduler.core.stored import StoredJob, TenantState
 
 JobRow = Record
 

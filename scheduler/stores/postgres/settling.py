@@ -10,9 +10,9 @@ from asyncpg import Connection, Record
 
 from scheduler.core import ledger
 from scheduler.core.entry import EXPIRED
-from scheduler.core.ledger import StoredJob
 from scheduler.core.policy import Reason
 from scheduler.core.quota import Cost, Quota
+from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement

@@ -10,9 +10,9 @@ from operator import attrgetter
 from asyncpg import Connection
 
 from scheduler.core import ledger
-from scheduler.core.ledger import StoredJob, TenantState
 from scheduler.core.policy import Outlook, Refusal
 from scheduler.core.quota import NS
+from scheduler.core.stored import StoredJob, TenantState
 from scheduler.errors import ErrRateLimited, QuotaExceeded
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked

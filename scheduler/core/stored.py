@@ -1,0 +1,104 @@
+"""A job and a tenant as a store keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.core.account import Account, Shape, shape_of
+from scheduler.core.entry import RUN_BITS, SEQUENCE_BITS, Entry
+from scheduler.core.policy import Policy
+from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota
+from scheduler.core.tenant import Tenant
+
+
+class StoredJob(Entry):
+    """A job as a store keeps it: an entry of the engine with the number that the store gave it.
+
+    `number` orders the jobs of a line that arrived at the same time; `owner` is the tenant's name; `since` is
+    when it joined its line: at its arrival, or when its backoff was over.
+    """
+
+    __slots__ = ("number", "owner", "since")
+
+    def __init__(self, owner: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
+        super().__init__(policy, ONE if cost == ONE else cost)
+        self.owner = owner
+        self.renumber(number, arrival)
+
+    def renumber(self, number: int, arrival: int) -> None:
+        """Give it its number, arrival and key: a store knows them once it holds its locks."""
+        self.number = self.sequence = number
+        self.arrival = self.since = arrival
+        self.key = ((arrival - self.head_start << SEQUENCE_BITS) + number) << RUN_BITS
+
+    def want(self, *, head_start: int = 0, session: str | None = None, deadline: int | None = None) -> None:
+        """Say what few jobs want; `deadline` in nanoseconds of the store's clock."""
+        if head_start:
+            self.head_start, self.plain = head_start, False
+            self.renumber(self.number, self.arrival)
+        if session is not None:
+            self.session, self.plain = session, False
+        if deadline is not None:
+            self.deadline, self.plain = deadline, False
+
+
+@dataclass(slots=True)
+class TenantState:
+    """A tenant's row.
+
+    `zeros`: its buckets (see `bucket`). `running`: slots in use. `waiting`: jobs in line or outside for a
+    while; `work`: what those in line will be charged, per bucket in its units. Nothing is granted before
+    `as_of`, the time of the last change that moved those who wait. `due` is the first time at which
+    anything can happen, None if that takes a change. `echo`: the phantoms of those refused, as `(zeros,
+    time, last, count)`.
+    """
+
+    name: str
+    quota: Quota
+    zeros: list[int]
+    as_of: int
+    running: int = 0
+    waiting: int = 0
+    work: list[int] = field(default_factory=list)
+    due: int | None = None
+    echo: tuple[list[int], int, int, int] | None = None
+    _shape: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def new(cls, name: str, quota: Quota, now: int) -> TenantState:
+        """A tenant that was never seen: full buckets."""
+        zeros = Account(shape_of(quota), now).zeros
+        return cls(name, quota, zeros, now, work=[0] * len(zeros))
+
+    @property
+    def shape(self) -> Shape:
+        """Its quota, ready for arithmetic."""
+        known = self._shape
+        if known is None or known[0] is not self.quota:
+            # Kept, since to look a quota up costs more than all that is asked of its shape.
+            self._shape = known = self.quota, shape_of(self.quota)
+        return known[1]
+
+    def tenant(self) -> Tenant:
+        """What the engine decides over."""
+        tenant = Tenant(self.name, self.shape, self.as_of)
+        tenant.zeros = self.zeros
+        tenant.free = self.shape.concurrency - self.running
+        return tenant
+
+    def levels(self, now: int) -> dict[str, float]:
+        """Permits in each bucket by name; below 0 in debt."""
+        shape = self.shape
+        return {
+            DIMENSIONS[index]: scale.level(zero, now) / scale.unit
+            for index, scale, zero in zip(shape.limits, shape.scales, self.zeros, strict=True)
+        }
+
+    def add_work(self, cost: Cost, sign: int) -> None:
+        """Count a job that joins the line, or leaves it."""
+        self.work = [w + sign * a for w, a in zip(self.work, self.shape.amounts(cost), strict=True)]
+
+    def due_by(self, time: int) -> None:
+        """Something may be granted at `time`, if not before."""
+        if self.due is None or time < self.due:
+            self.due = time
