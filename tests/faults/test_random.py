@@ -10,9 +10,8 @@ from tests.faults.stage import Machine
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_dozen_deaths_at_random(server: Machine, seed: int) -> None:
+async def test_a_dozen_deaths_at_random(server: Machine) -> None:
     tally = Tally()
-    await play(server, seed, 0, 12, tally)
+    await play(server, 1, 0, 12, tally)
     assert tally.killed >= 10
     assert tally.in_flight.total() > 0
