@@ -118,14 +118,16 @@ class PostgresStore:
         """Seconds from now to a time of the database's clock, at least 0."""
         return max(0, time - self.about()) / NS
 
-    def _noted(self, now: int) -> None:
-        self._offset = now - monotonic_ns()
+    def _noted(self, now: int, asked: int) -> None:
+        # From before the question: a guess that runs ahead finds what is due, one that lags behind does not.
+        self._offset = now - asked
 
     async def clock(self) -> int:
         """The database's time."""
         async with self._connections.connection() as connection:
+            asked = monotonic_ns()
             now = int(await connection.fetchval("select waitline.now_ns()"))
-        self._noted(now)
+        self._noted(now, asked)
         return now
 
     # --- jobs -----------------------------------------------------------------------------------------------
@@ -155,10 +157,7 @@ class PostgresStore:
     async def claim(self, worker: str, slots: int) -> Claimed | None:
         """Grant at most `slots` jobs to a worker; None if nothing was due."""
         async with self._connections.transaction() as connection:
-            claimed = await claiming.claim(connection, worker, slots, self.about(), self.lease_ns)
-        if claimed is not None:
-            self._noted(claimed.now)
-        return claimed
+            return await claiming.claim(connection, worker, slots, self.about(), self.lease_ns)
 
     async def settle(self, ending: Ending) -> bool:
         """Record how a try ended. False if it no longer held its job: then nothing of it is recorded.
@@ -209,8 +208,9 @@ class PostgresStore:
     async def next(self) -> tuple[int | None, int | None]:
         """When the next job is due, and when the next lease or deadline ends, by the database's clock."""
         async with self._connections.connection() as connection:
+            asked = monotonic_ns()
             (row,) = await connection.fetch(statement("next"))
-        self._noted(row["now"])
+        self._noted(row["now"], asked)
         ends = [row[name] for name in ("lease", "deadline") if row[name] is not None]
         return row["due"], min(ends, default=None)
 
