@@ -17,8 +17,8 @@ from agent import Reply
 from scheduler import Quota, Rate, Scheduler
 from scheduler.cli.wiring import Upstream, UsageError
 from scheduler.core.quota import NS
-from scheduler.runtime.durable import STATES
 from scheduler.stores.postgres import PostgresStore
+from scheduler.stores.values import STATES
 from scheduler.worker import Worker
 
 DATABASE = "WAITLINE_DATABASE_URL"

@@ -99,6 +99,14 @@ class Account:
         """Slots in use."""
         return self.shape.concurrency - self.free
 
+    def levels(self, now: int) -> dict[str, float]:
+        """Permits in each bucket by name; below 0 in debt."""
+        shape = self.shape
+        return {
+            DIMENSIONS[index]: scale.level(zero, now) / scale.unit
+            for index, scale, zero in zip(shape.limits, shape.scales, self.zeros, strict=True)
+        }
+
     def affords(self, amounts: Amounts, now: int) -> bool:
         """Whether every bucket has its amount at `now`: the same as ``ready(amounts) <= now``."""
         only = self.shape.only

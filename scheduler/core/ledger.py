@@ -227,7 +227,7 @@ def requota(state: TenantState, quota: Quota, now: int, line: Sequence[StoredJob
     gone = [job for job in line if job.refusal is not None]
     state.work = [0] * len(state.zeros)
     for job in line:
-        if not job.paid and job not in gone:
+        if not job.paid and job.refusal is None:
             state.add_work(job.cost, 1)
     state.waiting -= len(gone)
     move(state, now)

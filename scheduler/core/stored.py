@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from scheduler.core.account import Account, Shape, shape_of
 from scheduler.core.entry import RUN_BITS, SEQUENCE_BITS, Entry
 from scheduler.core.policy import Policy
-from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota
+from scheduler.core.quota import ONE, Cost, Quota
 from scheduler.core.tenant import Tenant
 
 
@@ -85,14 +85,6 @@ class TenantState:
         tenant.zeros = self.zeros
         tenant.free = self.shape.concurrency - self.running
         return tenant
-
-    def levels(self, now: int) -> dict[str, float]:
-        """Permits in each bucket by name; below 0 in debt."""
-        shape = self.shape
-        return {
-            DIMENSIONS[index]: scale.level(zero, now) / scale.unit
-            for index, scale, zero in zip(shape.limits, shape.scales, self.zeros, strict=True)
-        }
 
     def add_work(self, cost: Cost, sign: int) -> None:
         """Count a job that joins the line, or leaves it."""

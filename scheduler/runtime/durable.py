@@ -18,11 +18,7 @@ from scheduler.runtime.scheduler import HasTenant, Scheduler
 from scheduler.runtime.values import Quote, Statistics
 from scheduler.stores.protocol import Store
 from scheduler.stores.results import load
-from scheduler.stores.values import DONE, RUNNING, Accepted, Known, Outcome, Request
-
-STATES = ("waiting", "running", "done", "failed", "cancelled")
-"""By their numbers."""
-
+from scheduler.stores.values import DONE, RUNNING, STATES, Accepted, Known, Outcome, Request
 
 REASONS = frozenset(map(str, Reason))
 

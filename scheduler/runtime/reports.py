@@ -60,13 +60,9 @@ class Reports(Jobs):
         known = engine.tenants.get(check_tenant(tenant))
         if known is None:
             return Statistics(waiting=0, running=0, tenants=0)
-        shape = known.shape
         return Statistics(
             waiting=sum(line.length for line in known.lines.values()),
             running=known.running,
             tenants=1,
-            levels={
-                DIMENSIONS[index]: scale.level(zero, now) / scale.unit
-                for index, scale, zero in zip(shape.limits, shape.scales, known.zeros, strict=True)
-            },
+            levels=known.levels(now),
         )

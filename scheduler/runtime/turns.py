@@ -72,7 +72,7 @@ class Turns:
     def until(self, grant: Grant, told: bool = True) -> Awaitable[None]:
         """What to await for the turn of a grant that was offered, and then say so: `resumed`, or `gone`.
 
-        `turn` is all of it in one call; most waiters do without its frame, which is a quarter of their size.
+        `turn` is all of it in one call; most waiters do without its frame, which is much of their size.
         `told` False: if it was granted already, its caller has yet to be told, like those that moved with it.
         """
         if told and grant.state is RUNNING:

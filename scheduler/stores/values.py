@@ -12,6 +12,9 @@ from scheduler.core.quota import Cost, Quota, Usage
 WAITING, RUNNING, DONE, FAILED, CANCELLED = range(5)
 """States of a job, as the schema numbers them."""
 
+STATES = ("waiting", "running", "done", "failed", "cancelled")
+"""Their names, by their numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -49,6 +49,10 @@ class Locked:
         """The time of the decision: the clock's, unless it went back since a tenant was saved."""
         return max(now, *(state.as_of for state in self.states.values())) if self.states else now
 
+    async def time(self, connection: Connection) -> int:
+        """The time of the decision, read now that the locks are held."""
+        return self.not_before(await connection.fetchval("select waitline.now_ns()"))
+
     def sooner(self) -> str | None:
         """When something is due now that was not before, for workers to hear; None for nothing."""
         due = [

@@ -28,7 +28,7 @@ async def revive(connection: Connection, job: int) -> bool:
     if row is None:
         return False
     state = locked.states[tenant]
-    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    now = await locked.time(connection)
     parked = False
     if row["session"] is not None:
         (found,) = await connection.fetch(statement("sessions"), [tenant], [row["session"]])

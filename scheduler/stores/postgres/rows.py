@@ -14,8 +14,6 @@ from scheduler.core.policy import Policy
 from scheduler.core.quota import DIMENSIONS, NS, Cost, Quota, Rate, exact
 from scheduler.core.stored import StoredJob, TenantState
 
-JobRow = Record
-
 
 @lru_cache(maxsize=4096)
 def write_quota(quota: Quota) -> str:

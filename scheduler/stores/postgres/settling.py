@@ -162,7 +162,7 @@ async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool
     held = await connection.fetch(
         statement("running"), [ending.id for ending in endings], [ending.tries for ending in endings]
     )
-    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    now = await locked.time(connection)
     # By try: one that lost its lease unnoticed may be in the same batch as the one that holds it now.
     by_try, settlement = {(row["id"], row["tries"]): row for row in held}, Settlement(locked, now)
     for ending in endings:
@@ -182,7 +182,7 @@ async def withdraw(
     wanted = dict(jobs)
     locked = await Locked.these(connection, set(wanted.values()))
     found = await connection.fetch(statement("waiting"), sorted(wanted))
-    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    now = await locked.time(connection)
     settlement = Settlement(locked, now)
     for row in found:
         if row["tenant"] in locked.states and (not expired or row["deadline"] <= now):
@@ -218,7 +218,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int, most: in
     held = await connection.fetch(
         statement("running"), [row["id"] for row in lost], [row["tries"] for row in lost]
     )
-    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    now = await locked.time(connection)
     settlement = Settlement(locked, now)
     for row in held:
         if row["lease"] > now:
@@ -240,7 +240,7 @@ async def set_quota(connection: Connection, tenant: str, quota: Quota, first: Qu
     """
     locked = await Locked.made(connection, {tenant: first})
     line = await connection.fetch(statement("waiting_lines"), [tenant])
-    now = locked.not_before(await connection.fetchval("select waitline.now_ns()"))
+    now = await locked.time(connection)
     settlement = Settlement(locked, now)
     gone = ledger.requota(locked.states[tenant], quota, now, [rows.read_job(row) for row in line])
     by_id = {row["id"]: row for row in line}

@@ -22,7 +22,7 @@ from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.settling import Ending
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.postgres.submitting import Answer
-from scheduler.stores.values import FAILED, Accepted, Claim, Known, Outcome, Request
+from scheduler.stores.values import Accepted, Claim, Known, Outcome, Request
 
 BATCH = 1000
 """Jobs in one transaction."""
@@ -199,12 +199,6 @@ class PostgresStore:
         """Cancel a job for a caller that cannot wait, as soon as the database can be reached."""
         self.group.create_task(patiently(partial(self.cancel, job, tenant)))
 
-    async def expire(self, job: int, tenant: str) -> bool:
-        """End a waiting job whose deadline is over."""
-        async with self._connections.transaction() as connection:
-            ended = await settling.withdraw(connection, [(job, tenant)], FAILED, "timeout", expired=True)
-        return bool(ended)
-
     async def next(self) -> tuple[int | None, int | None]:
         """When the next job is due, and when the next lease or deadline ends, by the database's clock."""
         async with self._connections.connection() as connection:
@@ -258,7 +252,7 @@ class PostgresStore:
             "waiting": state.waiting,
             "running": state.running,
             "tenants": 1,
-            "levels": state.levels(row["now"]),
+            "levels": state.tenant().levels(row["now"]),
         }
 
     async def look(self, job: int, tenant: str) -> Known | None:
