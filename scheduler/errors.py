@@ -8,6 +8,9 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
+from scheduler.core.policy import Refusal
+from scheduler.core.quota import NS
+
 
 class SchedulerError(Exception):
     """Base of everything that the scheduler, the agent and the HTTP edge raise on purpose."""
@@ -58,6 +61,13 @@ class QuotaExceeded(SchedulerError, ValueError):
 
     def __str__(self) -> str:
         return f"tenant {self.tenant!r}: cost {self.cost} can never fit {self.limit} of burst {self.burst}"
+
+
+def refused(tenant: str, refusal: Refusal) -> ErrRateLimited | QuotaExceeded:
+    """What the caller of a refused job sees."""
+    if refusal.limit is not None:
+        return QuotaExceeded(tenant, *refusal.limit)
+    return ErrRateLimited(tenant, refusal.reason, refusal.retry_after / NS)
 
 
 class DeadlineExceeded(SchedulerError, TimeoutError):

@@ -16,18 +16,12 @@ from scheduler.core.quota import NS, nanoseconds, positive, whole
 from scheduler.errors import Retry
 from scheduler.runtime.grant import Grant, Handler, Job, current_grant
 from scheduler.stores.postgres import PostgresStore
-from scheduler.stores.postgres.connections import LOST
+from scheduler.stores.postgres.connections import FIRST_PAUSE, LONGEST_PAUSE, LOST, SAFETY
 from scheduler.stores.results import dump
 from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
 
-SAFETY = 30.0
-"""Seconds after which a worker looks for due jobs although nothing was told."""
-
 PRUNING = 60.0
 """Seconds between looks for results that were kept long enough."""
-
-BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
-"""Seconds between tries to reach the store: doubled from the first to the longest."""
 
 POLICY = Policy()
 
@@ -146,7 +140,7 @@ class Worker:
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Claim and start jobs until it is time to stop; wait for the next thing that happens in between."""
-        pause = BACKOFF
+        pause = FIRST_PAUSE
         while not self._stopping:
             self._wake.clear()
             try:
@@ -157,9 +151,9 @@ class Worker:
                 if claimed is not None and claimed.more and self._concurrency > len(self._runs):
                     continue
                 wait = await self._next()
-                pause = BACKOFF
+                pause = FIRST_PAUSE
             except LOST:
-                wait, pause = pause, min(LONGEST_BACKOFF, 2 * pause)
+                wait, pause = pause, min(LONGEST_PAUSE, 2 * pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import ENDED, EXPIRED, RUNNING, WAITING, Entry
-from scheduler.core.policy import Outlook, Reason, Refusal
+from scheduler.core.policy import Outlook, Reason
 from scheduler.core.quota import NS, Usage
-from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
+from scheduler.errors import DeadlineExceeded, SchedulerClosed, refused
 from scheduler.runtime.clock import Clock, Timer
 from scheduler.runtime.grant import Grant
 
@@ -66,7 +66,7 @@ class Turns:
             self._arm()
         if refusal is not None:
             self.refusals[refusal.reason] += 1
-            raise self._error(grant, refusal)
+            raise refused(grant.name, refusal)
         return False
 
     def until(self, grant: Grant, told: bool = True) -> Awaitable[None]:
@@ -155,18 +155,13 @@ class Turns:
                 entry.failed(self._late(entry))
             elif entry.refusal is not None:
                 self.refusals[entry.refusal.reason] += 1
-                entry.failed(self._error(entry, entry.refusal))
+                entry.failed(refused(entry.name, entry.refusal))
 
     # --- errors -------------------------------------------------------------------------------------
 
     def _late(self, grant: Grant) -> DeadlineExceeded:
         bound = 0 if grant.deadline is None else grant.deadline - grant.arrival
         return DeadlineExceeded(grant.name, "timeout", bound / NS)
-
-    def _error(self, grant: Grant, refusal: Refusal) -> ErrRateLimited | QuotaExceeded:
-        if refusal.limit is not None:
-            return QuotaExceeded(grant.name, *refusal.limit)
-        return ErrRateLimited(grant.name, refusal.reason, refusal.retry_after / NS)
 
     def outlook(self, entry: Entry) -> Outlook:
         """What a job can look forward to now, or where it started."""

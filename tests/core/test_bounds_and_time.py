@@ -17,7 +17,7 @@ from scheduler.core.entry import Entry, State
 from scheduler.core.policy import Cause, Policy, Reason
 from scheduler.core.quota import NS, Quota, Rate
 from scheduler.core.tenant import Tenant
-from tests.core.play import PATIENT, START, Op, Play, engine, ops
+from tests.core.play import MS, PATIENT, START, Op, Play, engine, ops
 
 KINDS = ("offer", "offer", "chain", "settle", "withdraw", "retry", "pause", "set_quota", "advance")
 QUOTA = Quota(Rate(3, burst=2), concurrency=2)
@@ -194,3 +194,19 @@ def test_law_13_a_slow_bucket_has_a_longer_cap() -> None:
     play.drain()
     assert [(time - START) // NS for _, time in play.grants] == [0, 60, 120]
     assert play.engine.stalls == 0
+
+
+def test_law_8_idle_tenants_are_looked_over_a_few_at_a_time() -> None:
+    """Tenants touched one after another are not all forgotten in one step, which would hold up others."""
+    one = engine(Quota(Rate(100)))
+    for number in range(1000):
+        entry = Entry(PATIENT)
+        one.offer(START + number * MS, f"t{number}", "", entry)
+        one.settle(START + number * MS, entry)
+    forgotten = []
+    while one.tenants and one.wake is not None:
+        before = len(one.tenants)
+        one.advance(one.wake)
+        forgotten.append(before - len(one.tenants))
+    assert sum(forgotten) == 1000
+    assert max(forgotten) <= 3

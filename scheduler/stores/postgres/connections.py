@@ -35,6 +35,9 @@ LOST = (
 )
 """What passes: the connection or the server is gone for a while, or transactions were in each other's way."""
 
+SAFETY = 30.0
+"""Seconds after which whoever waits for a notification looks for itself: it may have been lost."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 """Seconds between tries to reach a server that is gone: doubled from the first to the longest."""
 

@@ -8,12 +8,9 @@ from contextlib import suppress
 from functools import partial
 
 from scheduler.errors import SchedulerClosed
-from scheduler.stores.postgres.connections import LOST, Connections, patiently
+from scheduler.stores.postgres.connections import LOST, SAFETY, Connections, patiently
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Outcome
-
-SAFETY = 30.0
-"""Seconds after which whoever waits for a notification looks for itself."""
 
 
 class Results:

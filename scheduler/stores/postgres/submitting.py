@@ -10,10 +10,9 @@ from operator import attrgetter
 from asyncpg import Connection
 
 from scheduler.core import ledger
-from scheduler.core.policy import Outlook, Refusal
-from scheduler.core.quota import NS
+from scheduler.core.policy import Outlook
 from scheduler.core.stored import StoredJob, TenantState
-from scheduler.errors import ErrRateLimited, QuotaExceeded
+from scheduler.errors import refused
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
@@ -105,7 +104,7 @@ class Batch:
         parked = 0 if session is None else self._sessions[session]
         found, refusal = ledger.outlook(state, job, now, line, parked)
         if refusal is not None:
-            return error_of(request.tenant, refusal)
+            return refused(request.tenant, refusal)
         job.promised = found.promised
         ledger.join(state, job, now, outside=parked > 0)
         if session is not None:
@@ -167,10 +166,3 @@ async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]
     job.want(head_start=request.head_start)
     state.echo = None
     return ledger.outlook(state, job, now, [rows.read_job(line) for line in found])[0], now
-
-
-def error_of(tenant: str, refusal: Refusal) -> Exception:
-    """What the caller of a refused job sees."""
-    if refusal.limit is not None:
-        return QuotaExceeded(tenant, *refusal.limit)
-    return ErrRateLimited(tenant, refusal.reason, refusal.retry_after / NS)
