@@ -12,7 +12,8 @@ from scheduler.errors import (
     SchedulerError,
     UpstreamError,
 )
-from scheduler.runtime.grant import Grant, Handler, Job, Ticket
+from scheduler.runtime.grant import Grant
+from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.scheduler import Scheduler
 from scheduler.runtime.values import Quote, Statistics
 

@@ -14,7 +14,8 @@ from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, nanoseconds, positive, whole
 from scheduler.errors import Retry
-from scheduler.runtime.grant import Grant, Handler, Job, current_grant
+from scheduler.runtime.grant import current_turn
+from scheduler.runtime.job import Handler, Job
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.connections import FIRST_PAUSE, LONGEST_PAUSE, LOST, SAFETY
 from scheduler.stores.results import dump
@@ -32,11 +33,11 @@ class WorkerJob(Job):
     __slots__ = ("claim",)
 
     def __init__(self, store: Any, claim: Claim) -> None:
-        grant = Grant(store, claim.tenant, "", POLICY, claim.cost)
-        grant.arrival, grant.promised, grant.slot = claim.arrival, claim.promised, claim.slot
-        grant.sequence, grant.session, grant.deadline = claim.id, claim.session, claim.deadline
-        grant.state = GRANTED
-        super().__init__(grant, json.loads(claim.prompt))
+        super().__init__(store, claim.tenant, "", POLICY, claim.cost)
+        self.arrival, self.promised, self.slot = claim.arrival, claim.promised, claim.slot
+        self.sequence, self.session, self.expires = claim.id, claim.session, claim.deadline
+        self.state = GRANTED
+        self.prompt, self.timeout = json.loads(claim.prompt), None
         self.claim = claim
         self.attempt = claim.attempt
         self.tries = claim.tries
@@ -45,11 +46,6 @@ class WorkerJob(Job):
     def id(self) -> str:
         """The number that the store gave it."""
         return str(self.claim.id)
-
-    @property
-    def gate(self) -> str:
-        """A store has one gate so far, without a name."""
-        return ""
 
 
 class Run:
@@ -227,7 +223,7 @@ class Worker:
         job = WorkerJob(self._store, claim)
         if run.reason is not None:
             return self._interrupted(run, job)
-        current_grant.set(job.grant)
+        current_turn.set(job)
         limit, which = self._run_timeout, "run_timeout"
         if claim.deadline is not None and self._store.until(claim.deadline) <= limit:
             limit, which = self._store.until(claim.deadline), "timeout"
@@ -245,12 +241,12 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded
             return self._ended(claim, job, FAILED, kind=kind_of(error))
         finally:
-            job.grant.state = ENDED
+            job.state = ENDED
 
     def _ended(
         self, claim: Claim, job: Job, state: int, result: str | None = None, kind: str | None = None
     ) -> Ended:
-        return Ended(claim.id, claim.tenant, claim.tries, state, result, kind, job.grant.usage)
+        return Ended(claim.id, claim.tenant, claim.tries, state, result, kind, job.usage)
 
     def _done(self, claim: Claim, job: Job, result: Any) -> Ended:
         try:
@@ -266,9 +262,7 @@ class Worker:
         after = nanoseconds("after", retry.after)
         if claim.deadline is not None and self._store.about() + after >= claim.deadline:
             return self._ended(claim, job, FAILED, kind="timeout")
-        return Again(
-            claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.grant.usage
-        )
+        return Again(claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.usage)
 
     def _interrupted(self, run: Run, job: Job) -> Ended | Again | None:
         claim, reason = run.claim, run.reason
@@ -278,7 +272,7 @@ class Worker:
             return None  # somebody else has it
         if reason is None:
             raise asyncio.CancelledError  # the whole worker is torn down: the lease tells the others
-        return Again(claim.id, claim.tenant, claim.tries, counted=False, usage=job.grant.usage)
+        return Again(claim.id, claim.tenant, claim.tries, counted=False, usage=job.usage)
 
 
 def kind_of(error: BaseException) -> str:

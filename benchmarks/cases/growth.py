@@ -86,7 +86,7 @@ class Population:
         moved = self._take()
         middle = thread_time_ns()
         for entry in moved:
-            engine.offer(self.now, entry.tenant.name, "", Entry(POLICY))
+            engine.offer(self.now, entry.owner.name, "", Entry(POLICY))
         end = thread_time_ns()
         self.longest = max(self.longest, end - begin)
         return len(moved), middle - begin, end - middle

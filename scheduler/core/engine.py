@@ -50,8 +50,8 @@ class Engine(Settling):
         events = self.events.items
         if events and events[0][0] <= now:
             self._advance(now)
-        entry.tenant = tenant = self.tenants.get(tenant_name) or self._tenant(tenant_name, now)
-        entry.gate = gate = self.gates[gate_name]
+        entry.owner = tenant = self.tenants.get(tenant_name) or self._tenant(tenant_name, now)
+        entry.shared = gate = self.gates[gate_name]
         only, root = tenant.shape.only, self.root
         if only is None or not entry.plain or gate.zeros or gate.paused_until > now:
             return self._decide(entry, now)
@@ -81,7 +81,7 @@ class Engine(Settling):
 
     def _decide(self, entry: Entry, now: int) -> Refusal | None:
         """What `offer` decides, by the general rules."""
-        tenant, gate = entry.tenant, entry.gate
+        tenant, gate = entry.owner, entry.shared
         never = tenant.shape.never(entry.cost) or gate.shape.never(entry.cost)
         if never is not None:
             self._fade(tenant, now)
@@ -106,7 +106,7 @@ class Engine(Settling):
 
     def _startable(self, entry: Entry, now: int) -> bool:
         """Whether a job can start at once: nothing stands in front of it, and all it needs is there."""
-        tenant, gate = entry.tenant, entry.gate
+        tenant, gate = entry.owner, entry.shared
         if not tenant.affords(tenant.shape.amounts(entry.cost), now):
             return False
         if gate.paused_until > now or not gate.affords(gate.shape.amounts(entry.cost), now):
@@ -114,13 +114,13 @@ class Engine(Settling):
         slot = tenant.free > 0 and gate.free > 0 and self.root.free > 0
         if entry.holder is None and (not slot or self._session_ahead(entry)):
             return False
-        if entry.deadline is not None and entry.deadline <= now:
+        if entry.expires is not None and entry.expires <= now:
             return False
         return (not tenant.lines and not gate.lines) or self._in_front(entry, slot)
 
     def _in_front(self, entry: Entry, slot: bool) -> bool:
         """Whether nobody who waits goes before a job that has all it needs: what `_serve` would find."""
-        tenant, gate = entry.tenant, entry.gate
+        tenant, gate = entry.owner, entry.shared
         for line in tenant.lines.values():
             if line.gate is gate:
                 first = line.head(slot)
@@ -133,12 +133,12 @@ class Engine(Settling):
 
     def _wait(self, entry: Entry, now: int) -> Refusal | None:
         """Judge a job that cannot start at once, and put it in line if it may wait."""
-        tenant, gate, policy = entry.tenant, entry.gate, entry.policy
+        tenant, gate, policy = entry.owner, entry.shared, entry.policy
         outlook, run = self._outlook(entry, now)
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.
         full = entry.holder is None and (0 if known is None else known.length) >= policy.max_queue
-        reason = decide(outlook, now, policy.max_wait_ns, full, entry.deadline)
+        reason = decide(outlook, now, policy.max_wait_ns, full, entry.expires)
         if reason is None and self.waiting >= self.max_waiting:
             reason = Reason.MAX_WAITING
         if reason is not None:
@@ -152,11 +152,11 @@ class Engine(Settling):
 
     def _accept(self, entry: Entry, now: int) -> None:
         """Let a job wait: in its line, or outside of it behind one of its session."""
-        line = self._line(entry.tenant, entry.gate)
+        line = self._line(entry.owner, entry.shared)
         entry.state = WAITING
         self.waiting += 1
-        if entry.deadline is not None:
-            self.events.put((entry.deadline, EXPIRE, entry.key, entry))
+        if entry.expires is not None:
+            self.events.put((entry.expires, EXPIRE, entry.key, entry))
         line.tighten(entry.policy.max_wait_ns)
         if not self._join_session(line, entry):
             self._join_line(line, entry, now)
@@ -164,7 +164,7 @@ class Engine(Settling):
     def restore(self, now: int, tenant_name: str, gate_name: str, entry: Entry) -> None:
         """Let a job wait that was accepted before, and has its key and promise already."""
         self._advance(now)
-        entry.tenant, entry.gate = self._tenant(tenant_name, now), self.gates[gate_name]
+        entry.owner, entry.shared = self._tenant(tenant_name, now), self.gates[gate_name]
         self._accept(entry, now)
 
     def _wait_behind(self, entry: Entry, only: Scale, now: int) -> bool:  # noqa: C901 - in one piece
@@ -172,7 +172,7 @@ class Engine(Settling):
 
         False, and nothing done, if that is for the general rules to decide.
         """
-        tenant, gate, policy = entry.tenant, entry.gate, entry.policy
+        tenant, gate, policy = entry.owner, entry.shared, entry.policy
         line, work, length = tenant.lines.get(gate.name), 0, 0
         if line is not None:
             if len(tenant.lines) > 1 or line.continuations or not line.blocks:
@@ -210,14 +210,14 @@ class Engine(Settling):
         """Let a new job into its line: behind everybody, or by its key before some, who hear of it."""
         overtakes = self._overtaken(entry, now)
         if line.tail is not None:
-            line.tail.start(entry.tenant.shape.amounts(entry.cost))
+            line.tail.start(entry.owner.shape.amounts(entry.cost))
         self._enter(line, entry)
         front = line.front
         if front is None or entry.key < front.key or entry.holder is not None:
             self._place(line, now)
             self._flush(now, now)
         if overtakes:
-            self._judge_all(entry.tenant, now)
+            self._judge_all(entry.owner, now)
 
     # --- quotes -------------------------------------------------------------------------------------
 
@@ -225,8 +225,8 @@ class Engine(Settling):
         """What `entry` could look forward to if it were offered now. Leaves no trace."""
         self._advance(now)
         known = self.tenants.get(tenant_name)
-        entry.tenant = known or Tenant(tenant_name, shape_of(self.quota_of(tenant_name)), now)
-        entry.gate = self.gates[gate_name]
+        entry.owner = known or Tenant(tenant_name, shape_of(self.quota_of(tenant_name)), now)
+        entry.shared = self.gates[gate_name]
         entry.place_in_order(now, self.sequence + 1)
         if entry.holder is not None:
             entry.holder.calls -= 1
@@ -236,7 +236,7 @@ class Engine(Settling):
 
     def _outlook(self, entry: Entry, now: int) -> tuple[Outlook, Projection]:
         """What a job that has to wait can look forward to, and its tenant's buckets behind all before it."""
-        tenant, gate = entry.tenant, entry.gate
+        tenant, gate = entry.owner, entry.shared
         line = tenant.lines.get(gate.name)
         position = 0 if line is None else line.ahead(entry.key)
         amounts = tenant.shape.nothing if entry.paid else tenant.shape.amounts(entry.cost)
@@ -252,7 +252,7 @@ class Engine(Settling):
         """How many jobs of its session go before one that is not in its line, the running one included."""
         if entry.session is None or entry.holder is not None:
             return 0
-        behind = self.sessions.get((entry.tenant.name, entry.session))
+        behind = self.sessions.get((entry.owner.name, entry.session))
         if behind is None or (entry.state is WAITING and entry not in behind):
             return 0
         return 1 + sum(other.key < entry.key for other in behind)

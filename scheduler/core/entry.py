@@ -37,6 +37,7 @@ NEW, WAITING, RUNNING, REFUSED, EXPIRED, ENDED = State
 class Entry:
     """One job in the engine.
 
+    `owner` is the tenant that pays, `shared` the gate that it passes, `expires` its deadline in nanoseconds.
     `key` orders the line: arrival less head start in its high bits, then the sequence, then the call of a
     run, so that one integer compares like the three. `slot` is the grant's slot time, `promised` the start
     that was promised, both in nanoseconds. `holder` is the running job whose slot a continuation reuses.
@@ -50,20 +51,20 @@ class Entry:
         "__weakref__",
         "arrival",
         "cost",
-        "gate",
         "key",
+        "owner",
         "plain",
         "policy",
         "promised",
         "refusal",
         "sequence",
+        "shared",
         "slot",
         "state",
-        "tenant",
     )
 
-    tenant: Tenant
-    gate: Gate
+    owner: Tenant
+    shared: Gate
     arrival: int
     key: int
     promised: int
@@ -71,7 +72,7 @@ class Entry:
     sequence: int
 
     # What few jobs have is a default of the class until it is set: most entries never need the room.
-    deadline: int | None = None
+    expires: int | None = None
     head_start: int = 0
     session: str | None = None
     holder: Entry | None = None
@@ -85,7 +86,7 @@ class Entry:
     """Whether anybody can ask why it was late."""
 
     def __init__(self, policy: Policy, cost: Cost = ONE, **rare: Any) -> None:
-        """`rare`: deadline and head_start (nanoseconds), session, holder."""
+        """`rare`: expires and head_start (nanoseconds), session, holder."""
         self.policy = policy
         self.cost = cost
         self.plain = cost is ONE and not rare

@@ -38,7 +38,7 @@ def outlook(
     `line`: the jobs in line, in order, where `needs_line` says so. `parked`: jobs of its session before it.
     """
     tenant, gate, root = state.tenant(), Gate("", OPEN, now), Account(OPEN, now)
-    job.tenant, job.gate = tenant, gate
+    job.owner, job.shared = tenant, gate
     never = tenant.shape.never(job.cost)
     if never is not None:
         return Outlook(0, now, now, Reason.NEVER), Refusal(Reason.NEVER, 0, never)
@@ -53,10 +53,10 @@ def outlook(
     ahead = (before if job.head_start else state.waiting) - taken
     found = expect(job, now, own, own, root, Ahead(ahead, state.waiting, parked))
     bounded = any(amounts) or before < max(1, job.policy.max_queue)  # even if no worker comes
-    if found.expected <= now and bounded and (job.deadline is None or job.deadline > now):
+    if found.expected <= now and bounded and (job.expires is None or job.expires > now):
         return found, None
     full = state.waiting >= job.policy.max_queue
-    reason = decide(found, now, job.policy.max_wait_ns, full, job.deadline)
+    reason = decide(found, now, job.policy.max_wait_ns, full, job.expires)
     if reason is None:
         return found, None
     if state.echo is not None:
@@ -136,11 +136,11 @@ def grant(
     for time, _, job in arrivals:
         if time > now:
             break
-        _restore(engine, time, job, by_name[job.owner].shape)
+        _restore(engine, time, job, by_name[job.tenant].shape)
     engine.advance(now)
     moved = [job for job in engine.moved if isinstance(job, StoredJob)]
     for job in moved:
-        state = by_name[job.owner]
+        state = by_name[job.tenant]
         state.waiting -= 1
         if not job.paid:
             state.add_work(job.cost, -1)
@@ -161,17 +161,17 @@ def _arrivals(
     """
     earliest = {}
     for job in sorted(jobs):
-        if job.owner not in earliest:
-            state = states[job.owner]
+        if job.tenant not in earliest:
+            state = states[job.tenant]
             cap = max(CATCH_UP, state.shape.interval(state.shape.amounts(job.cost)))
-            earliest[job.owner] = max(state.as_of, now - cap)
-    return sorted((max(job.since, earliest[job.owner]), job.key, job) for job in jobs)
+            earliest[job.tenant] = max(state.as_of, now - cap)
+    return sorted((max(job.since, earliest[job.tenant]), job.key, job) for job in jobs)
 
 
 def _restore(engine: Engine, time: int, job: StoredJob, shape: Shape) -> None:
     never = shape.never(job.cost)
     if never is None:
-        engine.restore(time, job.owner, "", job)
+        engine.restore(time, job.tenant, "", job)
     else:  # its quota was changed while it stood outside of its line
         job.state, job.refusal = REFUSED, Refusal(Reason.NEVER, 0, never)
         engine.moved.append(job)

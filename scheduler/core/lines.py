@@ -52,7 +52,7 @@ class Lines(Register):
         line.push(entry)
         if entry.holder is not None:
             self.runs[line] = None
-        if entry.gate.backlog:
+        if entry.shared.backlog:
             self._count_backlog(entry, 1)
 
     def _leave(self, line: Line, entry: Entry) -> None:
@@ -64,14 +64,14 @@ class Lines(Register):
             line.remove(entry)
             if entry.holder is not None and not line.continuations:
                 del self.runs[line]
-            if entry.gate.backlog:
+            if entry.shared.backlog:
                 self._count_backlog(entry, -1)
         if entry.placed is not None:
             self.events.drop(entry)
         self.waiting -= 1
 
     def _count_backlog(self, entry: Entry, sign: int) -> None:
-        gate = entry.gate
+        gate = entry.shared
         for index, amount in enumerate(gate.shape.amounts(entry.cost)):
             gate.backlog[index] += sign * amount
 
@@ -159,9 +159,9 @@ class Lines(Register):
         """Stand outside the line if another job of the session is in it or running. True if so."""
         if entry.session is None or entry.holder is not None:
             return False
-        behind = self.sessions.get((entry.tenant.name, entry.session))
+        behind = self.sessions.get((entry.owner.name, entry.session))
         if behind is None:
-            self.sessions[entry.tenant.name, entry.session] = []
+            self.sessions[entry.owner.name, entry.session] = []
             return False
         insort(behind, entry, key=_key)
         entry.outside = True
@@ -172,31 +172,31 @@ class Lines(Register):
         """The job is over: let the next one of its session into the line, by its key."""
         if entry.session is None or entry.holder is not None:
             return
-        behind = self.sessions[entry.tenant.name, entry.session]
+        behind = self.sessions[entry.owner.name, entry.session]
         if outside and entry in behind:
             behind.remove(entry)
         elif behind:
             self._come_in(behind.pop(0), Cause.SESSION, time)
         else:
-            del self.sessions[entry.tenant.name, entry.session]
+            del self.sessions[entry.owner.name, entry.session]
 
     def _come_in(self, entry: Entry, cause: Cause, time: int) -> None:
         """Let a job that stood outside into its line, by its key; those behind it hear of it."""
-        line = self._line(entry.tenant, entry.gate)
-        self._worsen(entry.tenant, cause, time)
+        line = self._line(entry.owner, entry.shared)
+        self._worsen(entry.owner, cause, time)
         self._enter(line, entry)
         self._place(line, time)
-        self._judge_all(entry.tenant, time)
+        self._judge_all(entry.owner, time)
 
     # --- leaving without a grant --------------------------------------------------------------------
 
     def _end_waiting(self, entry: Entry, state: State, time: int) -> None:
         """Take a waiting job away for good; those behind it move up at that instant."""
-        line = entry.tenant.lines[entry.gate.name]
+        line = entry.owner.lines[entry.shared.name]
         outside = entry.outside
         self._leave(line, entry)
         entry.state = state
-        entry.tenant.forget_tails()
+        entry.owner.forget_tails()
         self._leave_session(entry, time, outside)
         if line.front is entry or line.empty:
             self._place(line, time)
@@ -223,7 +223,7 @@ class Lines(Register):
             amounts = line.tenant.shape.amounts(entry.cost)
             start = run.time if entry.paid else run.peek(amounts)
             bound, since = entry.policy.max_wait_ns, max(entry.arrival, entry.slot)
-            if entry.gate is line.gate and bound is not None and start - since > bound and start > now:
+            if entry.shared is line.gate and bound is not None and start - since > bound and start > now:
                 self._drop(entry, Refusal(Reason.MAX_WAIT, start - now), now)
             elif not entry.paid:
                 run.start(amounts)
@@ -245,7 +245,7 @@ class Lines(Register):
     def _overtaken(self, entry: Entry, now: int) -> bool:
         """Note whom of its tenant a new job goes before, by its priority or for its run. True if anybody."""
         cause = Cause.PRIORITY if entry.holder is None else Cause.CONTINUATION
-        overtaken = [line for line in entry.tenant.lines.values() if not line.is_last(entry.key)]
+        overtaken = [line for line in entry.owner.lines.values() if not line.is_last(entry.key)]
         for line in overtaken:
             line.delay(cause, now)
             line.tail = None
@@ -253,8 +253,8 @@ class Lines(Register):
 
     def _causes(self, entry: Entry) -> frozenset[Cause]:
         """The named causes that were at work in the job's line or at its gate since it arrived."""
-        line = entry.tenant.lines.get(entry.gate.name)
-        stamps = dict(entry.gate.late)
+        line = entry.owner.lines.get(entry.shared.name)
+        stamps = dict(entry.shared.late)
         for cause, until in ((line.late or {}) if line is not None else {}).items():
             stamps[cause] = max(until, stamps.get(cause, until))
         causes = {cause for cause, until in stamps.items() if until >= entry.arrival}

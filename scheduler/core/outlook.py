@@ -89,7 +89,7 @@ def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ah
 
     `late` is that start if nobody passes the gate before the end of its pause.
     """
-    gate, position = entry.gate, ahead.position
+    gate, position = entry.shared, ahead.position
     start, binds = (late, PAUSE) if late > own else (own, STRICT)
     if gate.zeros or gate.placed is not None:
         shared = _gate_start(entry, now, position)
@@ -106,7 +106,7 @@ def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ah
 
 def slot_start(entry: Entry, now: int, start: int, root: Account, position: int, everyone: int) -> int:
     """When a job that needs a slot is expected to have one, by the mean holding time; not before `start`."""
-    tenant, gate = entry.tenant, entry.gate
+    tenant, gate = entry.owner, entry.shared
     if tenant.free <= 0:
         start = max(start, now + tenant.slot_wait(gate.hold, position))
     if gate.free <= 0:
@@ -118,7 +118,7 @@ def slot_start(entry: Entry, now: int, start: int, root: Account, position: int,
 
 def _gate_start(entry: Entry, now: int, position: int) -> int:
     """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share."""
-    tenant, gate = entry.tenant, entry.gate
+    tenant, gate = entry.owner, entry.shared
     in_line = entry.state is WAITING and not entry.outside
     member = gate.name in tenant.lines
     alone = gate.lines == member
@@ -142,7 +142,7 @@ def refuse(
 
     `run` is the tenant's buckets behind all that goes before the caller.
     """
-    tenant, gate = entry.tenant, entry.gate
+    tenant, gate = entry.owner, entry.shared
     step = 1
     if outlook.binds is PAUSE:
         step = PAUSE_STEP

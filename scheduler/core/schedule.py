@@ -177,7 +177,7 @@ class Schedule(Lines):
 
     def _grant(self, entry: Entry, time: int, now: int, start: int | None, line: Line | None) -> None:
         """Charge permits and take slots, in one step. `start` is the tag, where others wait at the gate."""
-        tenant, gate = entry.tenant, entry.gate
+        tenant, gate = entry.owner, entry.shared
         amounts, shared = tenant.shape.amounts(entry.cost), gate.shape.amounts(entry.cost)
         if now - time > CATCH_UP:
             interval = max(tenant.shape.interval(amounts), gate.shape.interval(shared))
@@ -210,13 +210,13 @@ class Schedule(Lines):
         if now - time <= cap:
             return time
         self.stalls += 1
-        self._worsen(entry.tenant, Cause.STALL, now)
-        entry.gate.delay(Cause.STALL, now)
+        self._worsen(entry.owner, Cause.STALL, now)
+        entry.shared.delay(Cause.STALL, now)
         return now - cap
 
     def _free(self, entry: Entry, now: int) -> tuple[bool, bool, bool]:
         """Free the slots of a job that ends: whether it held the last one of its tenant, gate, and of all."""
-        tenant, gate, root, held = entry.tenant, entry.gate, self.root, now - entry.slot
+        tenant, gate, root, held = entry.owner, entry.shared, self.root, now - entry.slot
         tenant.free += 1
         gate.free += 1
         root.free += 1
@@ -230,11 +230,11 @@ class Schedule(Lines):
         if not self.waiting:
             return  # nobody to let go
         if tenant_was_full:
-            for line in entry.tenant.lines.values():
+            for line in entry.owner.lines.values():
                 line.delay(Cause.SLOT, now)
-            self._place_all(entry.tenant, now)
+            self._place_all(entry.owner, now)
         if gate_was_full or root_was_full:
-            for gate in self.gates.values() if root_was_full else (entry.gate,):
+            for gate in self.gates.values() if root_was_full else (entry.shared,):
                 gate.late[SLOT] = now
                 self.touched[gate] = None
             if self.runs:
@@ -244,12 +244,12 @@ class Schedule(Lines):
 
     def _return(self, entry: Entry, time: int) -> None:
         """A backoff is over: the job goes back to its line, by its key, if it can still fit its quota."""
-        never = entry.tenant.shape.never(entry.cost)
+        never = entry.owner.shape.never(entry.cost)
         if never is not None:
             self._drop(entry, Refusal(Reason.NEVER, 0, never), time)
             return
-        if entry.deadline is not None:
-            self.events.put((entry.deadline, EXPIRE, entry.key, entry))
+        if entry.expires is not None:
+            self.events.put((entry.expires, EXPIRE, entry.key, entry))
         self._come_in(entry, Cause.RETRY, time)
 
     def _expire(self, entry: Entry, time: int) -> None:

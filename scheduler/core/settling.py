@@ -30,7 +30,7 @@ class Settling(Changes):
         The time does not matter then. False, and nothing done, if that is not the case, or if the grant's
         holding time should be measured (one in 64 is); then `settle` it.
         """
-        tenant, gate, root = entry.tenant, entry.gate, self.root
+        tenant, gate, root = entry.owner, entry.shared, self.root
         if not entry.plain or not entry.sequence & 63 or (tenant.placed is None and not tenant.lines):
             return False
         waiting = self.waiting
@@ -68,13 +68,13 @@ class Settling(Changes):
         ends the job instead, and the refusal says why.
         """
         self._advance(now)
-        gate, tenant = entry.gate, entry.tenant
+        gate, tenant = entry.shared, entry.owner
         if refused and entry.period:
             gate.fair.correct(tenant.name, -self._step(entry, entry.cost), entry.period)
         entry.paid, entry.period = refused, 0
         entry.plain = entry.plain and not refused
         start = max(not_before, gate.paused_until, now)
-        bound, deadline = entry.policy.max_wait_ns, entry.deadline
+        bound, deadline = entry.policy.max_wait_ns, entry.expires
         reason = Reason.PAUSE if gate.paused_until >= start > now else Reason.MAX_WAIT
         late = deadline is not None and start >= deadline
         if late:
@@ -100,7 +100,7 @@ class Settling(Changes):
 
     def _correct(self, entry: Entry, usage: Usage, now: int) -> None:
         """Replace what was charged by what was used, in every bucket and in the fairness account."""
-        tenant, gate = entry.tenant, entry.gate
+        tenant, gate = entry.owner, entry.shared
         above = False
         for account in (tenant, gate):
             if account.zeros:
@@ -123,8 +123,8 @@ class Settling(Changes):
     def _step(self, entry: Entry, cost: Cost) -> int:
         if cost == NOTHING:
             return 0  # a job costs something at any gate, but one that did not begin owes nothing
-        gate = entry.gate
-        return weighted(fair_cost(gate.shape, gate.shape.amounts(cost)), entry.tenant.shape.weight)
+        gate = entry.shared
+        return weighted(fair_cost(gate.shape, gate.shape.amounts(cost)), entry.owner.shape.weight)
 
     def _end(self, entry: Entry, state: State, now: int) -> None:
         """The job is over: slots free, its session's next job in, the tenant perhaps idle."""
@@ -135,6 +135,6 @@ class Settling(Changes):
                 self._leave_session(entry, now, outside=False)
         if self.touched:
             self._flush(now, now)
-        tenant = entry.tenant
+        tenant = entry.owner
         if tenant.placed is None and not tenant.lines:
             self._fade(tenant, now)

@@ -14,15 +14,15 @@ from scheduler.core.tenant import Tenant
 class StoredJob(Entry):
     """A job as a store keeps it: an entry of the engine with the number that the store gave it.
 
-    `number` orders the jobs of a line that arrived at the same time; `owner` is the tenant's name; `since` is
-    when it joined its line: at its arrival, or when its backoff was over.
+    `number` orders the jobs of a line that arrived at the same time; `tenant` is the tenant's name; `since`
+    is when it joined its line: at its arrival, or when its backoff was over.
     """
 
-    __slots__ = ("number", "owner", "since")
+    __slots__ = ("number", "since", "tenant")
 
-    def __init__(self, owner: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
+    def __init__(self, tenant: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
         super().__init__(policy, ONE if cost == ONE else cost)
-        self.owner = owner
+        self.tenant = tenant
         self.renumber(number, arrival)
 
     def renumber(self, number: int, arrival: int) -> None:
@@ -39,7 +39,7 @@ class StoredJob(Entry):
         if session is not None:
             self.session, self.plain = session, False
         if deadline is not None:
-            self.deadline, self.plain = deadline, False
+            self.expires, self.plain = deadline, False
 
 
 @dataclass(slots=True)

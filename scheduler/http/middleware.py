@@ -21,7 +21,7 @@ from scheduler import (
 from scheduler.http.answers import ANONYMOUS, ANSWERED, UNKNOWN, Answer, answer, build, levels_for
 from scheduler.http.headers import RETRY_AFTER_MAX_S, limit_headers, retry_after_seconds
 from scheduler.http.incoming import Buffers, Incoming
-from scheduler.runtime.grant import current_grant
+from scheduler.runtime.grant import current_turn
 
 PATIENCE_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 """Seconds for which Anthropic's SDKs wait for an answer; the first that is there counts."""
@@ -156,8 +156,8 @@ class WaitlineMiddleware:
 
     async def _too_late(self, grant: Grant) -> ErrRateLimited:
         """A client's patience ended in line: it gets the refusal that it would have got for coming now."""
-        quote = await self._scheduler.quote(grant.name, cost=grant.cost, gate=grant.gate_name)
-        return ErrRateLimited(grant.name, "deadline", max(quote.expected, 1e-9))
+        quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
+        return ErrRateLimited(grant.tenant, "deadline", max(quote.expected, 1e-9))
 
     async def _run(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app under the grant; settle when the response is complete, or the app has ended without."""
@@ -173,7 +173,7 @@ class WaitlineMiddleware:
             if _is_last(message):
                 grant.settle(grant.usage)
 
-        token = current_grant.set(grant)
+        token = current_turn.set(grant)
         try:
             await self.app(scope, receive, send_and_settle)
         except ANSWERED as error:
@@ -181,7 +181,7 @@ class WaitlineMiddleware:
                 raise
             await self._refuse(error, scope, send)
         finally:
-            current_grant.reset(token)
+            current_turn.reset(token)
             grant.settle(grant.usage)
 
     async def _with_limits(self, message: Message, grant: Grant) -> list[tuple[bytes, bytes]]:
@@ -192,10 +192,10 @@ class WaitlineMiddleware:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
         if any(name == b"retry-after" for name, _ in headers):
             return headers
-        levels = self._scheduler.levels(grant.name)
+        levels = self._scheduler.levels(grant.tenant)
         wait_s = None
         if any(held < 1 for _, _, held in levels.values()):
-            quote = await self._scheduler.quote(grant.name, cost=grant.cost, gate=grant.gate_name)
+            quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
             wait_s = retry_after_seconds(quote.expected, self._retry_after_max)
         limits = Answer(200, limit_headers(levels, wait_s), b"").raw_headers()
         ours = {name for name, _ in limits}

@@ -13,7 +13,8 @@ from scheduler.core.policy import Cause, Policy, Reason
 from scheduler.core.quota import NS, ONE, Cost, Quota, instance
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, QuotaExceeded, SchedulerClosed
 from scheduler.runtime.arguments import check_priority, check_prompt, check_tenant, check_timeout
-from scheduler.runtime.grant import Grant, Prompt, Ticket, current_grant
+from scheduler.runtime.grant import Grant, current_turn
+from scheduler.runtime.job import Prompt, Ticket
 from scheduler.runtime.scheduler import HasTenant, Scheduler
 from scheduler.runtime.values import Quote, Statistics
 from scheduler.stores.protocol import Store
@@ -263,8 +264,8 @@ class DurableScheduler(Scheduler):
 
         Raises NotImplementedError for any other message: it would pass the store by.
         """
-        held = current_grant.get()
-        host: Any = None if held is None or held.name != message.tenant else held.scheduler
+        held = current_turn.get()
+        host: Any = None if held is None or held.tenant != message.tenant else held.scheduler
         if held is not None and host is self.store and held.state is GRANTED and held.free_message:
             held.free_message = False
             return None

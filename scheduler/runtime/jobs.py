@@ -19,7 +19,8 @@ from scheduler.errors import (
     SchedulerClosed,
 )
 from scheduler.runtime.clock import Clock
-from scheduler.runtime.grant import Grant, Handler, Job, Prompt, Ticket, current_grant, is_cancelled
+from scheduler.runtime.grant import Turn, current_turn, is_cancelled
+from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.runs import Runs
 
 
@@ -79,7 +80,7 @@ class Jobs(Runs):
         """Withdraw whoever waits, and cancel whoever runs."""
         self._cancelling = True
         for entry in self.engine.everyone():
-            if isinstance(entry, Grant):
+            if isinstance(entry, Turn):
                 self.withdraw(entry)
                 entry.failed(SchedulerClosed("the scheduler was closed while the call waited"))
         for job in self._runs:
@@ -118,9 +119,9 @@ class Jobs(Runs):
 
     def _ended(self, ticket: Ticket, task: asyncio.Task[None] | None = None) -> None:
         """The task of a job is over, perhaps without ever having begun."""
-        if ticket.job.grant.state is RUNNING:
+        if ticket.job.state is RUNNING:
             self.resuming -= 1
-            self.withdraw(ticket.job.grant)
+            self.withdraw(ticket.job)
             ticket.finish(SchedulerClosed("the task of the job was cancelled"))
 
     async def _perform_queued(self, ticket: Ticket) -> None:
@@ -128,7 +129,7 @@ class Jobs(Runs):
             await asyncio.sleep(0)
         self.resuming -= 1
         try:
-            ticket.finish(None, await self.run(ticket.job, waited=True))
+            ticket.finish(None, await self.perform(ticket.job, has_turn=True))
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever asks
             ticket.finish(error)
         except BaseException:
@@ -137,36 +138,30 @@ class Jobs(Runs):
 
     def cancel(self, ticket: Ticket) -> bool:
         """Withdraw a job, or cancel its handler. False if it is over."""
-        job, grant = ticket.job, ticket.job.grant
+        job = ticket.job
         error = JobFailed(job.tenant, "cancelled", job.attempt - 1)
-        if grant.state is WAITING:
-            self.withdraw(grant)
-            grant.failed(error)
+        if job.state is WAITING:
+            self.withdraw(job)
+            job.failed(error)
             self.changed()
             return True
-        if grant.state is not RUNNING:
+        if job.state is not RUNNING:
             return False
         self.interrupt(job, "cancelled")
         return True
 
-    async def perform(self, grant: Grant, prompt: Prompt, timeout: float | None) -> Any:
-        """Wait for the turn of a grant, and run its job."""
-        granted = self.offer(grant)
-        if not granted:
+    async def perform(self, job: Job, has_turn: bool = False) -> Any:  # noqa: C901, PLR0912, PLR0915
+        """Wait for a job's turn, unless it had it while nobody ran here; try it until it ends, and settle."""
+        waited = has_turn or not self.offer(job)
+        if waited and not has_turn:
             try:
-                await self.until(grant)
+                await self.until(job)
             except BaseException:
-                self.gone(grant)
+                self.gone(job)
                 raise
-            self.resumed(grant)
-        return await self.run(Job(grant, prompt, timeout), waited=not granted)
-
-    async def run(self, job: Job, waited: bool) -> Any:  # noqa: C901, PLR0912 - every job's path, in one piece
-        """Try a granted job until it has a result or fails, and settle. `waited`: not granted just now."""
-        grant = job.grant
+            self.resumed(job)
         while True:
-            outer = current_grant.get()
-            current_grant.set(grant)
+            token = current_turn.set(job)
             try:
                 if waited:
                     self._still_wanted(job)
@@ -192,13 +187,14 @@ class Jobs(Runs):
                 raise
             else:
                 self.done += 1
-                if grant.usage is not None or not self.engine.finish(grant):
-                    self.settle_grant(grant, grant.usage)
+                if job.usage is not None or not self.engine.finish(job):
+                    self.settle_grant(job, job.usage)
                 return result
             finally:
-                if outer is not None and outer.state is RUNNING:
+                outer = token.old_value
+                if isinstance(outer, Turn) and outer.state is RUNNING:
                     # Not `reset`, which a coroutine that is closed from elsewhere may not do.
-                    current_grant.set(outer)
+                    current_turn.set(outer)
                 if self.closed:
                     self.changed()
 
@@ -207,27 +203,27 @@ class Jobs(Runs):
         if self._cancelling and job.stopped is None:
             job.stopped = "closed"
         if job.stopped is not None:
-            job.grant.usage = NOTHING
+            job.usage = NOTHING
             job.attempt -= 1
             self._explain(job, None)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """Settle a job that ends without a result."""
         self.counts["cancelled" if is_cancelled(error) else "failed"] += 1
-        self.settle_grant(job.grant, job.grant.usage)
+        self.settle_grant(job, job.usage)
 
     async def _again(self, job: Job, retry: Retry) -> None:
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
-        grant, now = job.grant, self._now()
+        now = self._now()
         again = now + nanoseconds("after", retry.after)
-        if retry.pause_gate and again > grant.gate.paused_until:
-            self.engine.pause(now, grant.gate.name, again)
+        if retry.pause_gate and again > job.shared.paused_until:
+            self.engine.pause(now, job.gate, again)
         kind = str(getattr(retry.__cause__, "kind", type(retry.__cause__ or retry).__name__))
         if not retry.refused and job.attempt >= self._max_attempts:
             self.counts["failed"] += 1
-            self.settle_grant(grant, grant.usage)
+            self.settle_grant(job, job.usage)
             raise JobFailed(job.tenant, kind, job.attempt) from retry.__cause__
-        refusal = self.engine.retry(now, grant, again, retry.refused)
+        refusal = self.engine.retry(now, job, again, retry.refused)
         if refusal is not None:
             self.changed()
             self.counts["failed"] += 1
@@ -242,8 +238,8 @@ class Jobs(Runs):
         self.counts["retried"] += 1
         job.attempt += not retry.refused
         job.tries += 1
-        grant.free_message = True
-        grant.usage = None
+        job.free_message = True
+        job.usage = None
         # Told only once it waits: a job that goes back at once resumes in its place among those that moved.
         asyncio.get_running_loop().call_soon(self.changed)
-        await self.turn(grant, told=False)
+        await self.turn(job, told=False)

@@ -10,7 +10,7 @@ from scheduler.core.engine import Engine
 from scheduler.core.quota import NS, positive
 from scheduler.errors import DeadlineExceeded, JobFailed, SchedulerClosed
 from scheduler.runtime.clock import Clock
-from scheduler.runtime.grant import Job
+from scheduler.runtime.job import Job
 from scheduler.runtime.turns import Turns
 
 
@@ -38,7 +38,7 @@ class Runs(Turns):
         self._runs[job] = task, 0 if task is None else task.cancelling()
         if self._watch is None:
             self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue, context=self._context)
-        deadline = job.grant.deadline
+        deadline = job.expires
         if deadline is None:
             return None
         left = max(0, deadline - self._now()) / NS
@@ -49,7 +49,7 @@ class Runs(Turns):
         now, bound = self._now(), int(self._run_timeout * NS)
         self._watch, soonest = None, None
         for job in self._runs:
-            due = job.grant.slot + bound
+            due = job.slot + bound
             if due <= now:
                 self.interrupt(job, "run_timeout")
             elif soonest is None or due < soonest:

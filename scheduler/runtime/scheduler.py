@@ -19,14 +19,15 @@ from scheduler.runtime.arguments import (
     chooser,
 )
 from scheduler.runtime.clock import Clock, MonotonicClock
-from scheduler.runtime.grant import Grant, Handler, Job, Prompt, QueuedGrant, Ticket, current_grant
+from scheduler.runtime.grant import Grant, Turn, current_turn
+from scheduler.runtime.job import Handler, Job, Prompt, QueuedJob, Ticket
 from scheduler.runtime.reports import Reports
 from scheduler.runtime.values import Quote
 
 Quotas = Quota | Mapping[str, Quota] | Callable[[str], Quota]
 Policies = Policy | Mapping[str, Policy] | Callable[[str], Policy]
 
-G = TypeVar("G", bound=Grant)
+T = TypeVar("T", bound=Turn)
 
 
 class HasTenant(Protocol):
@@ -125,14 +126,15 @@ class Scheduler(Reports):
         `DeadlineExceeded`, `JobFailed` (a handler that asked for `Retry` too often), `SchedulerClosed`,
         ValueError or TypeError for a bad argument, and whatever else the handler raises, unchanged.
         """
-        grant = self._ask(Grant, tenant, policy, cost, gate)
+        job = self._ask(Job, tenant, policy, cost, gate)
         if session is not None or timeout is not None or priority != 0 or key is not None:
             _no_store(key=key)
-            self._refine(grant, session, timeout, priority)
+            self._refine(job, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._max_prompt_bytes)
-        return self.perform(grant, prompt, timeout)
+        job.prompt, job.timeout = prompt, timeout
+        return self.perform(job)
 
     async def enqueue(
         self,
@@ -153,17 +155,18 @@ class Scheduler(Reports):
         `connection`: over a PostgreSQL store, one with a transaction of your own that the job is part of.
         """
         _no_store(key=key, connection=connection)
-        grant = self._ask(QueuedGrant, tenant, policy, cost, gate)
-        self._refine(grant, session, timeout, priority)
+        job = self._ask(QueuedJob, tenant, policy, cost, gate)
+        self._refine(job, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._max_prompt_bytes)
-        grant.ticket = Ticket(Job(grant, prompt, timeout))
-        self.offer(grant)
-        if grant.state is RUNNING:
+        job.prompt, job.timeout = prompt, timeout
+        job.ticket = ticket = Ticket(job)
+        self.offer(job)
+        if job.state is RUNNING:
             self.resuming += 1
-            self.start(grant.ticket)
-        return grant.ticket
+            self.start(ticket)
+        return ticket
 
     async def ticket(self, job: str, *, tenant: str) -> Ticket:
         """Find a job of a store by its id, from any process. Raises ValueError without a store."""
@@ -196,7 +199,7 @@ class Scheduler(Reports):
         grant = self._ask(Grant, tenant, None, cost, gate)
         self._refine(grant, None, None, priority)
         now = self._now()
-        outlook = self.engine.quote(now, tenant, grant.gate_name, grant)
+        outlook = self.engine.quote(now, tenant, grant.gate, grant)
         self.changed()
         return Quote(
             outlook.position,
@@ -206,9 +209,9 @@ class Scheduler(Reports):
         )
 
     def _ask(
-        self, kind: type[G], tenant: str, policy: Policy | None, cost: Cost | None, gate: str | None
-    ) -> G:
-        """Check the arguments that every call has, and make the grant that it asks for."""
+        self, kind: type[T], tenant: str, policy: Policy | None, cost: Cost | None, gate: str | None
+    ) -> T:
+        """Check the arguments that every call has, and make the turn that it asks for."""
         if tenant.__class__ is not str or not 0 < len(tenant) <= MAX_TENANT:
             check_tenant(tenant)
         name = self._gate
@@ -223,14 +226,14 @@ class Scheduler(Reports):
             policy = self._policy or self._policy_of(tenant)
         return kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
 
-    def _refine(self, grant: Grant, session: str | None, timeout: float | None, priority: float) -> None:
+    def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
         """Check the arguments that few calls have."""
         if session is not None:
-            grant.session, grant.plain = instance("session", session, str), False
+            turn.session, turn.plain = instance("session", session, str), False
         if timeout is not None:
-            grant.deadline, grant.plain = self._now() + check_timeout(timeout), False
+            turn.expires, turn.plain = self._now() + check_timeout(timeout), False
         if priority != 0:
-            grant.head_start, grant.plain = check_priority(priority, self._max_head_start), False
+            turn.head_start, turn.plain = check_priority(priority, self._max_head_start), False
 
     # --- the hook, and the rest -----------------------------------------------------------------------
 
@@ -241,11 +244,11 @@ class Scheduler(Reports):
         through `submit` or `enqueue` and has paid already. Later messages of such a run take permits by the
         run's key, reuse its slot, and wait even under a strict policy, since tools have acted by then.
         """
-        held = current_grant.get()
+        held = current_turn.get()
         if held is not None and (held.scheduler is not self or held.state is not RUNNING):
             held = None
-        grant = self._ask(Grant, message.tenant, None, None, None if held is None else held.gate.name)
-        if held is not None and held.name == message.tenant:
+        grant = self._ask(Grant, message.tenant, None, None, None if held is None else held.gate)
+        if held is not None and held.tenant == message.tenant:
             if held.free_message:
                 held.free_message = False
                 return None

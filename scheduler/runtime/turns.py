@@ -12,7 +12,7 @@ from scheduler.core.policy import Outlook, Reason
 from scheduler.core.quota import NS, Usage
 from scheduler.errors import DeadlineExceeded, SchedulerClosed, refused
 from scheduler.runtime.clock import Clock, Timer
-from scheduler.runtime.grant import Grant
+from scheduler.runtime.grant import Turn
 
 FAR = 1 << 63
 
@@ -51,73 +51,73 @@ class Turns:
 
     # --- waiting ------------------------------------------------------------------------------------
 
-    def offer(self, grant: Grant) -> bool:
+    def offer(self, turn: Turn) -> bool:
         """Ask for a turn: True if it is now, False if `turn` must be awaited. Raises on refusal."""
-        if self.closed and grant.holder is None:
+        if self.closed and turn.holder is None:
             raise SchedulerClosed("the scheduler is closed")
         engine = self.engine
-        refusal = engine.offer(self._now(), grant.name, grant.gate_name, grant)
+        refusal = engine.offer(self._now(), turn.tenant, turn.gate, turn)
         if engine.moved:
             self._tell()
-        if grant.state is RUNNING:
+        if turn.state is RUNNING:
             return not self.resuming
         events = engine.events.items
         if events and events[0][0] < self._armed:
             self._arm()
         if refusal is not None:
             self.refusals[refusal.reason] += 1
-            raise refused(grant.name, refusal)
+            raise refused(turn.tenant, refusal)
         return False
 
-    def until(self, grant: Grant, told: bool = True) -> Awaitable[None]:
+    def until(self, turn: Turn, told: bool = True) -> Awaitable[None]:
         """What to await for the turn of a grant that was offered, and then say so: `resumed`, or `gone`.
 
         `turn` is all of it in one call; most waiters do without its frame, which is much of their size.
         `told` False: if it was granted already, its caller has yet to be told, like those that moved with it.
         """
-        if told and grant.state is RUNNING:
+        if told and turn.state is RUNNING:
             # Granted at once, but others who were granted before have yet to resume: one step of the loop,
             # so that it goes behind them, and whoever is granted after it goes behind it.
             self.resuming += 1
             return asyncio.sleep(0)
-        grant.future = self._loop.create_future()
-        return grant.future
+        turn.future = self._loop.create_future()
+        return turn.future
 
-    def resumed(self, grant: Grant) -> None:
+    def resumed(self, turn: Turn) -> None:
         """The caller has its turn, and goes on."""
-        grant.future = None
+        turn.future = None
         self.resuming -= 1
         if self.closed:
             self.changed()
 
-    def gone(self, grant: Grant) -> None:
+    def gone(self, turn: Turn) -> None:
         """The caller waits no more: cancelled, or told that it waits in vain. What it holds goes back."""
-        future, grant.future = grant.future, None
+        future, turn.future = turn.future, None
         if future is None or not (future.cancelled() or not future.done() or future.exception()):
             self.resuming -= 1
-        self.withdraw(grant)
+        self.withdraw(turn)
 
-    async def turn(self, grant: Grant, told: bool = True) -> None:
+    async def turn(self, turn: Turn, told: bool = True) -> None:
         """Wait for the turn of a grant that was offered. A cancellation gives back what it holds."""
         try:
-            await self.until(grant, told)
+            await self.until(turn, told)
         except BaseException:
-            self.gone(grant)
+            self.gone(turn)
             raise
-        self.resumed(grant)
+        self.resumed(turn)
 
-    def withdraw(self, grant: Grant) -> None:
+    def withdraw(self, turn: Turn) -> None:
         """Take a grant back before its call began, waiting or granted."""
-        open_before = grant.state is WAITING or grant.state is RUNNING
-        self.engine.withdraw(self._now(), grant)
-        if open_before and grant.state is ENDED:
+        open_before = turn.state is WAITING or turn.state is RUNNING
+        self.engine.withdraw(self._now(), turn)
+        if open_before and turn.state is ENDED:
             self.counts["cancelled"] += 1
         self.changed()
 
-    def settle_grant(self, grant: Grant, usage: Usage | None) -> None:
-        """End a grant. A second call does nothing."""
-        if grant.state is RUNNING:
-            self.engine.settle(self._now(), grant, usage)
+    def settle_grant(self, turn: Turn, usage: Usage | None) -> None:
+        """End a turn. A second call does nothing."""
+        if turn.state is RUNNING:
+            self.engine.settle(self._now(), turn, usage)
             self.changed()
 
     def changed(self) -> None:
@@ -145,7 +145,7 @@ class Turns:
         """Wake those whose jobs moved, in the order in which they did."""
         moved, self.engine.moved = self.engine.moved, []
         for entry in moved:
-            if not isinstance(entry, Grant):
+            if not isinstance(entry, Turn):
                 continue
             if entry.state is RUNNING:
                 if entry.granted():
@@ -155,13 +155,13 @@ class Turns:
                 entry.failed(self._late(entry))
             elif entry.refusal is not None:
                 self.refusals[entry.refusal.reason] += 1
-                entry.failed(refused(entry.name, entry.refusal))
+                entry.failed(refused(entry.tenant, entry.refusal))
 
     # --- errors -------------------------------------------------------------------------------------
 
-    def _late(self, grant: Grant) -> DeadlineExceeded:
-        bound = 0 if grant.deadline is None else grant.deadline - grant.arrival
-        return DeadlineExceeded(grant.name, "timeout", bound / NS)
+    def _late(self, turn: Turn) -> DeadlineExceeded:
+        bound = 0 if turn.expires is None else turn.expires - turn.arrival
+        return DeadlineExceeded(turn.tenant, "timeout", bound / NS)
 
     def outlook(self, entry: Entry) -> Outlook:
         """What a job can look forward to now, or where it started."""

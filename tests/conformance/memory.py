@@ -58,7 +58,7 @@ class Memory(Play):
                 record.answers.append(self.refused(number, entry))
         for told in self.told:
             if told.what == "running":
-                record.grants[self.jobs[told.job].tenant.name].append((told.job, told.time - START))
+                record.grants[self.jobs[told.job].owner.name].append((told.job, told.time - START))
         for number, entry in enumerate(self.jobs):
             if number not in refused and entry.state is State.EXPIRED:
                 record.ends[number] = "timeout"
@@ -70,7 +70,7 @@ class Memory(Play):
     def retry(self, op: Op) -> None:
         """Put a running job back. The engine lets it return at the instant of a deadline that is over."""
         entry = self.pick(op, State.RUNNING)
-        over = entry is not None and entry.deadline is not None and entry.deadline <= self.now
+        over = entry is not None and entry.expires is not None and entry.expires <= self.now
         super().retry(op._replace(delay=max(op.delay, 1)) if over else op)
 
     def refused(self, number: int, entry: Entry) -> Answer:
@@ -80,9 +80,9 @@ class Memory(Play):
         if refusal.reason is Reason.NEVER:
             return ("never", *(refusal.limit or ()))
         if refusal.reason is Reason.SLOT and self.positions[number] is None:
-            self.loose.add(entry.tenant.name)
+            self.loose.add(entry.owner.name)
         return (
             "refused",
             str(refusal.reason),
-            None if entry.tenant.name in self.loose else refusal.retry_after,
+            None if entry.owner.name in self.loose else refusal.retry_after,
         )

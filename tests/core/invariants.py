@@ -37,23 +37,21 @@ def check_slots(engine: Engine, jobs: list[Entry]) -> None:
     running = [e for e in jobs if e.state is State.RUNNING and e.holder is None]
     assert engine.root.running == len(running)
     for gate in engine.gates.values():
-        assert gate.running == sum(e.gate is gate for e in running)
+        assert gate.running == sum(e.shared is gate for e in running)
     for tenant in engine.tenants.values():
-        assert tenant.running == sum(e.tenant is tenant for e in running)
+        assert tenant.running == sum(e.owner is tenant for e in running)
     assert all(
-        engine.tenants[e.tenant.name] is e.tenant
-        for e in jobs
-        if e.state is State.RUNNING and e.holder is None
+        engine.tenants[e.owner.name] is e.owner for e in jobs if e.state is State.RUNNING and e.holder is None
     )
 
 
 def check_lines(engine: Engine, waiting: list[Entry]) -> None:
     """Each line has the jobs that wait for it, in order, and their sums."""
     lines = {(t.name, line.gate.name): line for t in engine.tenants.values() for line in t.lines.values()}
-    assert {(e.tenant.name, e.gate.name) for e in waiting} == set(lines)
+    assert {(e.owner.name, e.shared.name) for e in waiting} == set(lines)
     assert set(engine.runs) == {line for line in lines.values() if line.continuations}
     for (tenant, gate), line in lines.items():
-        own = [e for e in waiting if e.tenant.name == tenant and e.gate.name == gate]
+        own = [e for e in waiting if e.owner.name == tenant and e.shared.name == gate]
         inside = sorted((e for e in own if not e.outside), key=lambda e: e.key)
         assert list(line) == inside
         assert line.size == sum(e.holder is None for e in inside)
@@ -68,7 +66,7 @@ def check_lines(engine: Engine, waiting: list[Entry]) -> None:
 def check_gates(engine: Engine, waiting: list[Entry]) -> None:
     """A gate's backlog and crowd are those of the lines at it."""
     for gate in engine.gates.values():
-        amounts = [gate.shape.amounts(e.cost) for e in waiting if e.gate is gate and not e.outside]
+        amounts = [gate.shape.amounts(e.cost) for e in waiting if e.shared is gate and not e.outside]
         assert gate.backlog == [sum(a[i] for a in amounts) for i in range(len(gate.zeros))]
         lines = [line for t in engine.tenants.values() for line in t.lines.values() if line.gate is gate]
         assert gate.lines == len(lines)
@@ -90,7 +88,7 @@ def check_sessions(engine: Engine, jobs: list[Entry]) -> None:
             and entry.holder is None
             and entry.state in (State.WAITING, State.RUNNING)
         ):
-            name = (entry.tenant.name, entry.session)
+            name = (entry.owner.name, entry.session)
             active[name] = active.get(name, 0) + (id(entry) not in parked)
             if id(entry) in parked:
                 assert entry.outside

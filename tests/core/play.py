@@ -105,7 +105,7 @@ class Play:
     def offer(self, op: Op) -> None:
         """Offer a new job."""
         deadline = None if op.timeout is None else self.now + op.timeout
-        rare = {"deadline": deadline, "head_start": op.head_start, "session": op.session}
+        rare = {"expires": deadline, "head_start": op.head_start, "session": op.session}
         # The engine tells the plain job by its very cost, so that its short ways are tested like any other.
         cost = ONE if op.cost == ONE else op.cost
         entry = Entry(op.policy, cost, **{name: value for name, value in rare.items() if value})
@@ -125,7 +125,7 @@ class Play:
         holder = self.pick(op, State.RUNNING)
         if holder is not None and holder.state is State.RUNNING and holder.holder is None:
             entry = Entry(PATIENT, op.cost, holder=holder)
-            self.add(self.now, entry, holder.tenant.name, holder.gate.name)
+            self.add(self.now, entry, holder.owner.name, holder.shared.name)
 
     def settle(self, op: Op) -> None:
         """End a running job, and its continuations before it."""

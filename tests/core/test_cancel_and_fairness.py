@@ -120,7 +120,7 @@ def test_law_7_the_bound_of_start_time_fair_queueing(
         for index, name in enumerate(names):
             play.do(Op("offer", tenant=name, cost=Cost(sizes[(number + index) % len(sizes)])))
     backlog: list[tuple[str, Fraction]] = []
-    while all(name in {e.tenant.name for e in play.jobs if e.state is State.WAITING} for name in names):
+    while all(name in {e.owner.name for e in play.jobs if e.state is State.WAITING} for name in names):
         heard = len(play.told)
         if slots_only:
             play.do(Op("settle", gap=NS))
@@ -132,7 +132,7 @@ def test_law_7_the_bound_of_start_time_fair_queueing(
             entry = play.jobs[told.job]
             cost = fair_cost(shape, shape.amounts(entry.cost))
             backlog.append(
-                (entry.tenant.name, Fraction(cost) / Fraction(str(quotas[entry.tenant.name].weight)))
+                (entry.owner.name, Fraction(cost) / Fraction(str(quotas[entry.owner.name].weight)))
             )
     largest = {
         name: max((step for owner, step in backlog if owner == name), default=Fraction(0)) for name in names
@@ -155,7 +155,7 @@ def served(play: Play, seconds: int) -> dict[str, int]:
         play.do(Op("advance", gap=wake - play.now))
     counts: dict[str, int] = {}
     for job, _ in play.grants:
-        name = play.jobs[job].tenant.name
+        name = play.jobs[job].owner.name
         counts[name] = counts.get(name, 0) + 1
     return counts
 
@@ -215,8 +215,8 @@ def test_law_7_real_usage_replaces_the_estimate_in_the_account() -> None:
         if turn == 1:
             used = {"a": 0, "b": 0}  # the first burst met nobody who waited, and so left no debt
         for entry in [e for e in play.jobs if e.state is State.RUNNING]:
-            real = 1000 if entry.tenant.name == "a" else 100
-            used[entry.tenant.name] += real
+            real = 1000 if entry.owner.name == "a" else 100
+            used[entry.owner.name] += real
             play.engine.settle(play.now, entry, Usage(1, real, 0))
         play.listen()
         if used["a"] + used["b"] > 30_000:
@@ -236,10 +236,10 @@ def test_law_7_a_vetoed_job_owes_nothing_however_it_is_given_back() -> None:
             play.do(Op("offer", tenant=name))
         play.do(Op("settle"))
         entry = next(entry for entry in play.jobs if entry.state is State.RUNNING)
-        assert play.engine.gates[""].fair.finish[entry.tenant.name] > 0
+        assert play.engine.gates[""].fair.finish[entry.owner.name] > 0
         if veto:
             play.engine.settle(play.now, entry, Usage(0, 0, 0))
         else:
             play.engine.withdraw(play.now, entry)
-        debts.append(play.engine.gates[""].fair.finish[entry.tenant.name])
+        debts.append(play.engine.gates[""].fair.finish[entry.owner.name])
     assert debts[0] == debts[1]

@@ -111,7 +111,7 @@ def test_law_3_a_run_that_holds_the_last_slot_is_not_stuck_behind_a_head_that_wa
     waiting = [offer(full, START, "a", head_start=NS), offer(full, START, "b", head_start=NS)]
     calls = [Entry(PATIENT, holder=run) for run in runs]
     for run, call in zip(runs, calls, strict=True):
-        full.offer(START, run.tenant.name, "", call)
+        full.offer(START, run.owner.name, "", call)
     assert [call.state for call in calls] == [State.RUNNING] * 2
     assert [entry.state for entry in waiting] == [State.WAITING] * 2
 
@@ -215,7 +215,7 @@ def test_law_5_who_stands_behind_others_at_a_gate_is_refused_by_the_gate() -> No
 def test_law_5_a_deadline_that_is_past_is_refused_though_all_is_free() -> None:
     """Nothing starts for a result that nobody can want any more."""
     for policy in (PATIENT, STRICT):
-        refusal = engine().offer(START, "a", "", Entry(policy, deadline=START))
+        refusal = engine().offer(START, "a", "", Entry(policy, expires=START))
         assert refusal is not None
         assert refusal.reason is Reason.DEADLINE
         assert refusal.retry_after > 0
@@ -308,14 +308,14 @@ def test_law_2_heads_that_tie_in_everything_do_not_clash() -> None:
     play = Play(engine(Quota(Rate(1000, burst=100)), gates), after=check)
     play.do(Op("offer", tenant="b"))
     play.do(Op("offer", tenant="a"))
-    line = play.jobs[1].tenant.lines[""]
+    line = play.jobs[1].owner.lines[""]
     for start in (0, 5):
         # What lies about after a drop: the same tag and key, owned by a line that is no more.
         play.engine.gates[""].eligible.items.append((start, play.jobs[1].key, line))
         play.engine.gates[""].eligible.stale += 1
     other = Entry(PATIENT)
     other.key = play.jobs[1].key
-    same = play.jobs[1].tenant.lines[""]
+    same = play.jobs[1].owner.lines[""]
     assert not line < same
     assert not other < play.jobs[1]
 

@@ -186,9 +186,9 @@ def test_law_5_a_wait_that_cannot_fit_is_refused_at_once_and_an_equal_one_is_not
     exact = Policy(max_wait=wait / NS)
     if exact.max_wait_ns == wait:
         assert one.offer(START, "a", "", Entry(exact)) is None
-    refusal = one.offer(START, "b", "", Entry(PATIENT, deadline=START))
+    refusal = one.offer(START, "b", "", Entry(PATIENT, expires=START))
     assert refusal is None or refusal.reason is Reason.DEADLINE
-    short = Entry(PATIENT, deadline=START + wait)
+    short = Entry(PATIENT, expires=START + wait)
     refusal = one.offer(START, "a", "", short)
     assert refusal is not None
     assert refusal.reason is Reason.DEADLINE

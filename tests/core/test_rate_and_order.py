@@ -22,7 +22,7 @@ def charged(play: Play, tenant: str) -> list[tuple[int, int]]:
     return sorted(
         (entry.slot, entry.cost.requests)
         for entry in play.jobs
-        if entry.tenant.name == tenant and entry.state is State.RUNNING
+        if entry.owner.name == tenant and entry.state is State.RUNNING
     )
 
 
@@ -124,7 +124,7 @@ def test_law_2_a_line_goes_by_its_keys(script: list[Op]) -> None:
             granted = play.jobs[told.job]
             if told.what == "running" and granted in before:
                 behind = [
-                    entry for entry in before if entry.tenant is granted.tenant and entry.key < granted.key
+                    entry for entry in before if entry.owner is granted.owner and entry.key < granted.key
                 ]
                 assert all(entry.state is not State.WAITING for entry in behind)
         grants = [told.job for told in play.told[heard:] if told.what == "running"]
@@ -132,7 +132,7 @@ def test_law_2_a_line_goes_by_its_keys(script: list[Op]) -> None:
             keys = [
                 play.jobs[job].key
                 for job in grants
-                if play.jobs[job] in before and play.jobs[job].tenant.name == tenant
+                if play.jobs[job] in before and play.jobs[job].owner.name == tenant
             ]
             assert keys == sorted(keys)
 

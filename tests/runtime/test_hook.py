@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler import Cost, ErrRateLimited, Grant, Job, Policy, Quota, Rate, Scheduler, Usage
-from scheduler.runtime.grant import current_grant
+from scheduler.runtime.grant import Turn, current_turn
 from tests.runtime.harness import KNOWN, Notes, assert_idle, level, make, now, outcomes, spawn, virtual
 
 
@@ -26,7 +26,7 @@ async def ask(scheduler: Scheduler, tenant: str = "acme") -> Grant | None:
     return await scheduler.on_before_message(Message(tenant))
 
 
-def over(grant: Grant | None) -> bool:
+def over(grant: Turn | None) -> bool:
     """Whether a context's grant covers nothing any more."""
     return grant is None or grant.state.value == "ended"
 
@@ -144,14 +144,14 @@ async def test_two_schedulers_one_inside_the_other() -> None:
         assert grant is not None
         grant.settle()
         result = await inner.submit("acme", "x")
-        assert current_grant.get() is job.grant
+        assert current_turn.get() is job
         assert await ask(outer) is None
         return result
 
     outer, inner = make(outer_work, gates={"haiku": Quota()}), make(inner_work, gates={"opus": Quota()})
     async with outer, inner:
         assert await outer.submit("acme", "x") == "inner"
-        assert over(current_grant.get())
+        assert over(current_turn.get())
         assert (level(outer), level(inner)) == (3.0, 3.0)
     assert_idle(outer)
     assert_idle(inner)
@@ -164,7 +164,7 @@ async def test_a_task_that_outlives_its_job() -> None:
 
     async def afterwards() -> Grant | None:
         await asyncio.sleep(1)
-        assert over(current_grant.get())
+        assert over(current_turn.get())
         return await ask(scheduler)
 
     async def handler(job: Job) -> None:
@@ -224,20 +224,20 @@ async def test_the_context_is_left_as_it_was() -> None:
     """After a submit, in whatever way it ended, the caller's context has no grant that would still serve."""
 
     async def handler(job: Job) -> None:
-        assert current_grant.get() is job.grant
+        assert current_turn.get() is job
         await asyncio.sleep(1)
         raise LookupError
 
     async with make(handler, run_timeout=5) as scheduler:
         with pytest.raises(LookupError):
             await scheduler.submit("acme", "x")
-        assert over(current_grant.get())
+        assert over(current_turn.get())
         call = scheduler.submit("acme", "x")
         task = spawn(call)
         await asyncio.sleep(0.5)
         task.cancel()
         await outcomes(task)
-        assert over(current_grant.get())
+        assert over(current_turn.get())
         other = scheduler.submit("acme", "x")
         copy_context().run(other.send, None)
         other.close()  # from another context than it ran in

@@ -70,7 +70,6 @@ async def everything(scheduler: Scheduler) -> list[Any]:
     things: list[Any] = [
         *tickets,
         *(ticket.job for ticket in tickets),
-        *(ticket.job.grant for ticket in tickets),
     ]
     things += [repr(thing) for thing in things]
     things += [repr(task) for task in asyncio.all_tasks()]
@@ -107,7 +106,7 @@ def test_no_prompt_and_no_reply_in_anything_that_is_said(caplog: pytest.LogCaptu
         kinds = {type(thing).__name__ for thing in things}
         assert kinds >= {
             *("ErrRateLimited", "QuotaExceeded", "DeadlineExceeded", "JobFailed", "SchedulerClosed"),
-            *("TypeError", "ValueError", "Ticket", "Job", "QueuedGrant", "Statistics"),
+            *("TypeError", "ValueError", "Ticket", "QueuedJob", "Statistics"),
         }
         for thing in things:
             for text in said(thing):

@@ -49,8 +49,8 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
     jobs, back = _read(heads)
     for job in back:  # their backoff is over: they are in line from here on
         if not job.paid:
-            locked.states[job.owner].add_work(job.cost, 1)
-    loaded = Counter(job.owner for job in jobs)
+            locked.states[job.tenant].add_work(job.cost, 1)
+    loaded = Counter(job.tenant for job in jobs)
     whole = frozenset(name for name in locked.states if loaded[name] < most)
     moved = ledger.grant(states, jobs, slots, now, whole)
     for row in heads:
@@ -59,7 +59,7 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
     granted = [job for job in moved if job.state is RUNNING]
     gone = [job for job in moved if job.state is not RUNNING]
     waiting = {job.number for job in back} - {job.number for job in moved}
-    left = {(job.owner, job.session): _left(job, now) for job in gone if job.session is not None}
+    left = {(job.tenant, job.session): _left(job, now) for job in gone if job.session is not None}
     waiting.update(await unpark(connection, locked, left, [job.number for job in gone]))
     saved = await connection.fetch(
         statement("grant"),
@@ -95,7 +95,7 @@ def _read(heads: Sequence[Record]) -> tuple[list[StoredJob], list[StoredJob]]:
 
 def _left(job: StoredJob, now: int) -> int:
     """When a job gave up its place."""
-    return job.deadline if job.state is EXPIRED and job.deadline is not None else now
+    return job.expires if job.state is EXPIRED and job.expires is not None else now
 
 
 def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -> list[Claim]:
@@ -103,7 +103,7 @@ def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -
     return [
         Claim(
             id=job.number,
-            tenant=job.owner,
+            tenant=job.tenant,
             prompt=by_id[job.number]["prompt"],
             session=job.session,
             cost=job.cost,
@@ -112,7 +112,7 @@ def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -
             arrival=job.arrival,
             promised=job.promised,
             slot=job.slot,
-            deadline=job.deadline,
+            deadline=job.expires,
             lease=lease,
         )
         for job in granted

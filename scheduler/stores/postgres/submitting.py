@@ -113,7 +113,7 @@ class Batch:
             insort(line, job, key=_key)
         self._saved.append((request, job, parked > 0))
         start = found.promised, found.expected
-        accepted = Accepted(job.number, found.position, now, *start, job.deadline or 0)
+        accepted = Accepted(job.number, found.position, now, *start, job.expires or 0)
         if request.key is not None and digest is not None:
             self._keys[request.tenant, request.key] = digest, accepted._replace(new=False)
         return accepted
@@ -134,7 +134,7 @@ class Batch:
             [job.arrival for _, job, _ in saved],
             [job.promised for _, job, _ in saved],
             [job.head_start for _, job, _ in saved],
-            [job.deadline for _, job, _ in saved],
+            [job.expires for _, job, _ in saved],
             [request.policy.max_wait_ns for request, _, _ in saved],
             [request.cost.requests for request, _, _ in saved],
             [request.cost.input_tokens for request, _, _ in saved],
