@@ -37,7 +37,7 @@ class Engine(Settling):
         """All waiting jobs: in their lines, behind a job of their session, and in backoff."""
         inside = [e for tenant in self.tenants.values() for line in tenant.lines.values() for e in line]
         behind = [e for parked in self.sessions.values() for e in parked]
-        backoff = [item[-1] for item in self.events.items if item[1] == RETURN and item[-1].placed is item]
+        backoff = [item[-1] for item in self.events if item[1] == RETURN]
         return inside + behind + backoff
 
     # --- offer --------------------------------------------------------------------------------------

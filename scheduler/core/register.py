@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scheduler.core.account import Account, shape_of
-from scheduler.core.agenda import Agenda
+from scheduler.core.agenda import Calendar
 from scheduler.core.entry import Entry
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
@@ -47,7 +47,7 @@ class Register:
         self.root = Account(shape_of(Quota(concurrency=max_running)), now)
         self.sessions: dict[tuple[str, str], list[Entry]] = {}
         self.runs: dict[Line, None] = {}
-        self.events: Agenda[Event] = Agenda()
+        self.events: Calendar[Event] = Calendar()
         self.touched: dict[Gate, None] = {}
         self.moved: list[Entry] = []
         self.waiting = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from heapq import heapreplace
 
+from scheduler.core.agenda import DAY
 from scheduler.core.entry import EXPIRED, RUNNING, Entry
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.gate import Gate
@@ -149,12 +150,14 @@ class Schedule(Lines):
             entry.delayed = self._causes(entry)
         self.moved.append(entry)
         line.front = following
-        if following is not None:
+        if following is not None and ready >> DAY <= self.events.today:
             line.placed = item = (ready, HEAD, following.key, line)
             heapreplace(items, item)
         else:
             self.events.pop()
-            if line.empty:
+            if following is not None:
+                self.events.put((ready, HEAD, following.key, line))
+            elif line.empty:
                 self._drop_line(line, time)
         return True
 

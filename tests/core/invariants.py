@@ -74,7 +74,7 @@ def check_gates(engine: Engine, waiting: list[Entry]) -> None:
         if not gate.backlogged:
             assert not gate.fair.finish
             assert gate.placed is None
-        lowest = min([item[0] for item in live(gate.eligible) + live(gate.holding)], default=None)
+        lowest = min([item[0] for item in (*gate.eligible, *gate.holding)], default=None)
         assert lowest is None or gate.fair.virtual <= lowest
 
 
@@ -98,18 +98,13 @@ def check_sessions(engine: Engine, jobs: list[Entry]) -> None:
         assert [e.key for e in behind] == sorted(e.key for e in behind)
 
 
-def live(agenda: Agenda[Any]) -> list[Any]:
-    """The items that count."""
-    return [item for item in agenda.items if item[-1].placed is item]
-
-
 def check_agendas(engine: Engine) -> None:
     """Stale items are counted, and few."""
     agendas: list[Agenda[Any]] = [engine.events]
     agendas += [agenda for gate in engine.gates.values() for agenda in (gate.eligible, gate.holding)]
     for agenda in agendas:
-        assert agenda.stale == len(agenda.items) - len(live(agenda))
-        assert agenda.stale <= max(SLACK, len(agenda.items) // 2 + 1)
+        assert agenda.stale == len(agenda) - len(list(agenda))
+        assert agenda.stale <= max(SLACK, len(agenda) // 2 + 1)
         assert all(agenda.items[(n - 1) // 2][:3] <= item[:3] for n, item in enumerate(agenda.items) if n)
 
 
@@ -124,7 +119,7 @@ def check_front(engine: Engine, line: Line, now: int) -> None:
         return
     assert line.placed is not None
     assert line.agenda is not None
-    assert sum(item is line.placed for item in line.agenda.items) == 1
+    assert sum(item is line.placed for item in line.agenda) == 1
     ready = line.tenant.ready(line.tenant.shape.amounts(line.front.cost))
     if line.agenda is engine.events:
         older = [
