@@ -50,8 +50,9 @@ def outlook(
     # Where it has its permits now, so have those before it, and only wait until a worker takes them.
     taken = max(0, min(tenant.free, before)) if own <= now else 0
     tenant.free -= taken
-    ahead = (before if job.head_start else state.waiting) - taken
-    found = expect(job, now, own, own, root, Ahead(ahead, state.waiting, parked))
+    ahead = before if job.head_start else state.waiting
+    found = expect(job, now, own, own, root, Ahead(ahead - taken, state.waiting, parked))
+    found = found._replace(position=ahead)
     bounded = any(amounts) or before < max(1, job.policy.max_queue)  # even if no worker comes
     if found.expected <= now and bounded and (job.expires is None or job.expires > now):
         return found, None

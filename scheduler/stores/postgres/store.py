@@ -13,7 +13,7 @@ from asyncpg import Connection
 
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
-from scheduler.stores.postgres import claiming, operations, rows, settling, submitting
+from scheduler.stores.postgres import claiming, operations, plain, rows, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
@@ -144,6 +144,10 @@ class PostgresStore:
             self.cancel_soon(answer.id, request.tenant)
 
     async def _submit(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        async with self._connections.connection() as connection:
+            answers = await plain.submit(connection, requests)
+        if answers is not None:
+            return answers
         async with self._connections.transaction() as connection:
             return await submitting.submit(connection, requests)
 

@@ -79,3 +79,72 @@ create index job_deadline on waitline.job (deadline) where state = 0 and deadlin
 create index job_session on waitline.job (tenant, session, id) where session is not null and state < 2;
 create index job_finished on waitline.job (finished) where finished is not null;
 create unique index job_key on waitline.job (tenant, key) where key is not null;
+
+create function waitline.submit_plain(
+    names text[], quotas text[], refills numeric[], units numeric[], capacities numeric[], jobs integer[],
+    max_waits bigint[], max_queues integer[], prompts text[]
+) returns table (id bigint, ahead integer, arrival bigint, promised bigint)
+    language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    t record;
+    clock bigint;
+    n integer := 0;
+    arrived bigint;
+    start bigint;
+    used numeric;
+    numbers bigint[];
+    owners text[];
+    aheads integer[];
+    arrivals bigint[];
+    starts bigint[];
+    sooner boolean := false;
+begin
+    perform from waitline.tenant where name = any(names) order by name for update;
+    clock := waitline.now_ns();
+    for t in
+        select u.*, tenant.quota as known, as_of, waiting, due, zeros[1] as zero, work[1] as work
+        from unnest(names, quotas, refills, units, capacities, jobs)
+            with ordinality as u (name, quota, refill, unit, capacity, jobs, place)
+        join waitline.tenant on tenant.name = u.name
+        order by u.place
+    loop
+        if t.known <> t.quota then
+            return;
+        end if;
+        arrived := greatest(clock, t.as_of);
+        used := greatest(t.zero, t.refill * arrived - t.capacity) + t.work;
+        for ahead in t.waiting .. t.waiting + t.jobs - 1 loop
+            n := n + 1;
+            used := used + t.unit;
+            -- The first whole nanosecond at which all before it and the job itself have their permits.
+            start := greatest(arrived, div(used + t.refill - 1, t.refill));
+            if start > arrived and (ahead >= max_queues[n] or start - arrived > max_waits[n]) then
+                return;
+            end if;
+            owners[n] := t.name;
+            aheads[n] := ahead;
+            arrivals[n] := arrived;
+            starts[n] := start;
+        end loop;
+        sooner := sooner or t.due is null or t.due > arrived;
+    end loop;
+    if n < cardinality(prompts) then
+        return;
+    end if;
+    numbers := array(select nextval('waitline.job_number') from generate_series(1, n));
+    update waitline.tenant
+    set work = array[work[1] + u.unit * u.jobs], waiting = waiting + u.jobs, due = least(due, greatest(clock, as_of))
+    from unnest(names, units, jobs) as u (name, unit, jobs)
+    where tenant.name = u.name;
+    insert into waitline.job (id, tenant, state, place, arrival, promised, max_wait, cost, prompt)
+    select u.id, u.tenant, 0, u.arrival, u.arrival, u.start, u.max_wait, array[1, 0, 0], u.prompt
+    from unnest(numbers, owners, arrivals, starts, max_waits, prompts)
+        as u (id, tenant, arrival, start, max_wait, prompt);
+    if sooner then
+        perform pg_notify('waitline_due', clock::text);
+    end if;
+    return query select * from unnest(numbers, aheads, arrivals, starts);
+end
+$$;
+comment on function waitline.submit_plain is 'Accepts jobs of one request each, of tenants with one bucket and nothing else, or answers nothing and leaves all as it was: what the general way decides, in one round trip.';

@@ -1,0 +1,75 @@
+"""Submit, the plain case: one request each, of tenants with one bucket and nothing else, in one round trip.
+
+The database itself judges such jobs, by the formula of `scheduler.core.outlook` for one bucket and the back
+of a line. Where it finds anything else (a tenant that it does not know, another quota than the one that is
+given, a job that its policy would refuse) it answers nothing, and `submitting` decides.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+
+from asyncpg import Connection
+
+from scheduler.core.account import UNLIMITED, shape_of
+from scheduler.core.quota import ONE, Quota
+from scheduler.stores.postgres.rows import write_quota
+from scheduler.stores.values import Accepted, Request
+
+MOST = (1 << 31) - 1
+"""Jobs that no line ever has."""
+
+Bucket = tuple[str, int, int, int]
+"""A quota as it is stored, and its one bucket: units per nanosecond, per permit and when full."""
+
+
+@lru_cache(maxsize=4096)
+def _bucket(quota: Quota) -> Bucket | None:
+    """The one bucket of a quota that has nothing else."""
+    shape = shape_of(quota)
+    only = shape.only
+    if only is None or shape.concurrency != UNLIMITED:
+        return None
+    return write_quota(quota), only.p, only.unit, only.capacity
+
+
+def _is_plain(request: Request) -> bool:
+    return (
+        request.cost == ONE
+        and not request.head_start
+        and request.session is None
+        and request.timeout is None
+        and request.key is None
+    )
+
+
+async def submit(connection: Connection, requests: Sequence[Request]) -> list[Accepted] | None:
+    """Accept all requests, or none and return None: then they are for the general rules to decide."""
+    if not all(map(_is_plain, requests)):
+        return None
+    lines: dict[str, list[int]] = defaultdict(list)
+    for index, request in enumerate(requests):
+        lines[request.tenant].append(index)
+    buckets = [_bucket(requests[line[0]].quota) for line in lines.values()]
+    known = [bucket for bucket in buckets if bucket is not None]
+    if len(known) < len(lines):
+        return None
+    order = [index for line in lines.values() for index in line]
+    rows = await connection.fetch(
+        "select * from waitline.submit_plain($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        list(lines),
+        *zip(*known, strict=True),
+        [len(line) for line in lines.values()],
+        [requests[index].policy.max_wait_ns for index in order],
+        [min(requests[index].policy.max_queue, MOST) for index in order],
+        [requests[index].prompt for index in order],
+    )
+    if not rows:
+        return None
+    answers = {
+        index: Accepted(number, ahead, now, start, start)
+        for index, (number, ahead, now, start) in zip(order, rows, strict=True)
+    }
+    return [answers[index] for index in range(len(requests))]
