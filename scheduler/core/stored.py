@@ -21,7 +21,7 @@ class StoredJob(Entry):
     __slots__ = ("number", "since", "tenant")
 
     def __init__(self, tenant: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
-        super().__init__(policy, ONE if cost == ONE else cost)
+        super().__init__(policy, ONE if cost is ONE or cost == ONE else cost)
         self.tenant = tenant
         self.renumber(number, arrival)
 

@@ -65,8 +65,7 @@ class Known(NamedTuple):
     expected: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A granted job, with all that its handler needs. Unless renewed it is taken away at `lease`."""
 
     id: int
@@ -83,8 +82,7 @@ class Claim:
     lease: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """How an attempt ended for good: its result as JSON, or the kind of its failure."""
 
     id: int
@@ -96,8 +94,7 @@ class Ended:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(NamedTuple):
     """An attempt that shall be repeated, `after` nanoseconds from now.
 
     `refused`: the upstream did no work, so that nothing is charged again. `counted`: it was an attempt.

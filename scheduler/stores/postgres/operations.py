@@ -5,7 +5,6 @@ from __future__ import annotations
 from asyncpg import Connection, Record
 
 from scheduler.core import ledger
-from scheduler.core.quota import Cost
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
@@ -36,7 +35,7 @@ async def revive(connection: Connection, job: int) -> bool:
     state.waiting += 1
     ledger.move(state, now)
     if not parked:
-        ledger.enter(state, Cost(*row["cost"]), now)
+        ledger.enter(state, rows.cost_of(*row["cost"]), now)
     await connection.execute(
         statement("revive"),
         tenant,

@@ -11,7 +11,7 @@ from typing import Any
 from asyncpg import Record
 
 from scheduler.core.policy import Policy
-from scheduler.core.quota import DIMENSIONS, NS, Cost, Quota, Rate, exact
+from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, Rate, exact
 from scheduler.core.stored import StoredJob, TenantState
 
 
@@ -85,6 +85,13 @@ def write_echo(echo: tuple[list[int], int, int, int] | None) -> str | None:
     return None if echo is None else json.dumps(echo)
 
 
+@lru_cache(maxsize=4096)
+def cost_of(requests: int, input_tokens: int, output_tokens: int) -> Cost:
+    """The cost of a stored job; one request is the very `ONE` that the engine takes short ways with."""
+    cost = Cost(requests, input_tokens, output_tokens)
+    return ONE if cost == ONE else cost
+
+
 @lru_cache(maxsize=1024)
 def policy_of(max_wait: int | None) -> Policy:
     """The policy with which a stored job waits: only its `max_wait` still matters."""
@@ -93,7 +100,9 @@ def policy_of(max_wait: int | None) -> Policy:
 
 def read_job(row: Record) -> StoredJob:
     """A waiting job's row."""
-    job = StoredJob(row["tenant"], row["id"], row["arrival"], policy_of(row["max_wait"]), Cost(*row["cost"]))
+    job = StoredJob(
+        row["tenant"], row["id"], row["arrival"], policy_of(row["max_wait"]), cost_of(*row["cost"])
+    )
     job.promised = row["promised"]
     job.want(head_start=row["head_start"], session=row["session"], deadline=row["deadline"])
     if row["paid"]:

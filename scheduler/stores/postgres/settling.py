@@ -11,7 +11,7 @@ from asyncpg import Connection, Record
 from scheduler.core import ledger
 from scheduler.core.entry import EXPIRED
 from scheduler.core.policy import Reason
-from scheduler.core.quota import Cost, Quota
+from scheduler.core.quota import Quota
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
@@ -51,7 +51,7 @@ class Settlement:
     def end(self, row: Record, ending: Ended) -> None:
         """A try that is over for good."""
         state = self.locked.states[row["tenant"]]
-        ledger.settle(state, Cost(*row["cost"]), ending.usage, self.now)
+        ledger.settle(state, rows.cost_of(*row["cost"]), ending.usage, self.now)
         self.leave(row, ending.state, ending.result, ending.kind)
 
     def leave(
@@ -73,7 +73,7 @@ class Settlement:
         if kind is not None:
             self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, kind=kind, usage=ending.usage))
             return
-        state, cost = self.locked.states[row["tenant"]], Cost(*row["cost"])
+        state, cost = self.locked.states[row["tenant"]], rows.cost_of(*row["cost"])
         ledger.settle(state, cost, ending.usage, self.now)
         state.waiting += 1
         paid = ending.refused
@@ -93,7 +93,7 @@ class Settlement:
         tenant.waiting -= 1
         if row["place"] is not None:
             if not row["paid"]:
-                tenant.add_work(Cost(*row["cost"]), -1)
+                tenant.add_work(rows.cost_of(*row["cost"]), -1)
             ledger.move(tenant, at)
         self.leave(row, state, None, kind, at)
 
@@ -129,7 +129,7 @@ async def unpark(
         state = locked.states[row["tenant"]]
         ledger.move(state, left[row["tenant"], row["session"]])
         if not row["paid"]:
-            ledger.enter(state, Cost(*row["cost"]), state.as_of)
+            ledger.enter(state, rows.cost_of(*row["cost"]), state.as_of)
     return [row["id"] for row in found]
 
 
