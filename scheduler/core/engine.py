@@ -63,8 +63,8 @@ class Engine(Settling):
             if exact <= at:
                 if self.waiting and (gate.eligible.items or gate.holding.items or self.runs):
                     return self._decide(entry, now)
-                floor = (at if exact <= at - only.p else exact) - only.room
-                zeros[0] = exact if exact > floor else floor
+                floor = at - only.room
+                zeros[0] = exact if exact > floor or exact > at - only.p else floor
                 tenant.free -= 1
                 gate.free -= 1
                 root.free -= 1

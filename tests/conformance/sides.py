@@ -12,10 +12,13 @@ became of the jobs that waited in vain. Not compared, as the design leaves it op
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from scheduler.core.quota import NS
+from scheduler.stores.postgres.claiming import Claimed
 from tests.conformance.memory import Memory
+from tests.conformance.processes import Claimer
 from tests.conformance.record import Quotas, Record, compare
 from tests.conformance.stored import Stored, opened
 from tests.core.play import Op
@@ -37,13 +40,30 @@ def in_memory(quotas: Quotas, ops: Sequence[Op]) -> Record:
 
 
 async def same(
-    dsn: str, quotas: Quotas, ops: Sequence[Op], late: int = 0, claimers: int = 1, slots: int = 100
+    dsn: str,
+    quotas: Quotas,
+    ops: Sequence[Op],
+    *,
+    late: int = 0,
+    claimers: int = 1,
+    slots: int = 100,
+    processes: Sequence[Claimer] = (),
 ) -> Record:
-    """Play a script to the end on both sides; they must do the same. Returns what they did."""
+    """Play a script to the end on both sides; they must do the same. Returns what they did.
+
+    `processes`: those that claim, instead of so many `claimers` in this process.
+    """
     script = to_the_end(ops)
     expected = in_memory(quotas, script)
     async with opened(dsn, connections=claimers + 1) as store:
-        stored = Stored(store, quotas, late=late, claimers=claimers, slots=slots)
+        stored = Stored(store, quotas, late=late, claimers=len(processes) or claimers, slots=slots)
+        if processes:
+            workers = {f"worker {number}": process for number, process in enumerate(processes)}
+
+            async def remote(worker: str, now: int, slots: int) -> Claimed | None:
+                return await asyncio.to_thread(workers[worker].claim, now, worker, slots)
+
+            stored.remote = remote
         found = await (await stored.run(script)).record()
     compare(expected, found, quotas, ops)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -73,6 +73,7 @@ async def opened(dsn: str, connections: int = 2, lease: float = 1e7) -> AsyncIte
 class Stored:
     """The store, and workers that claim whenever something is due.
 
+    `remote`: has somebody else claim, given a worker's name, the time and the slots.
     `late`: nanoseconds by which they notice it late. `claimers`: how many claim at once. `slots`: jobs that
     each takes at a time.
     """
@@ -82,6 +83,7 @@ class Stored:
     late: int = 0
     claimers: int = 1
     slots: int = 100
+    remote: Callable[[str, int, int], Awaitable[Claimed | None]] | None = None
     ids: list[int | None] = field(default_factory=list)
     running: dict[int, Claim] = field(default_factory=dict)
     kept: Record = field(default_factory=Record)
@@ -115,7 +117,10 @@ class Stored:
     async def claims(self) -> Sequence[Claimed | None]:
         """Everybody claims once."""
         names = [f"worker {number}" for number in range(self.claimers)]
-        found = await asyncio.gather(*(self.store.claim(name, self.slots) for name in names))
+        if self.remote is None:
+            found = await asyncio.gather(*(self.store.claim(name, self.slots) for name in names))
+        else:
+            found = await asyncio.gather(*(self.remote(name, self.store.now, self.slots) for name in names))
         granted = [claim for claimed in found if claimed is not None for claim in claimed.claims]
         for claim in sorted(granted, key=lambda claim: claim.slot):  # claims of one tenant exclude each other
             job = self.ids.index(claim.id)

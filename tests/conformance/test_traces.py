@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.policy import Policy
 from scheduler.core.quota import Quota
+from tests.conformance.processes import Claimer
 from tests.conformance.sides import same
 from tests.core.play import MS, PATIENT, Op, ops, quotas, rates
 
@@ -89,6 +91,23 @@ async def test_claims_that_race_change_no_slot(
     dsn: str, claimers: int, quotas: dict[str, Quota], script: list[Op]
 ) -> None:
     await same(dsn, quotas, script, claimers=claimers, slots=2)
+
+
+@pytest.fixture(params=[1, 2, 4, 8])
+def processes(dsn: str, request: pytest.FixtureRequest) -> Iterator[list[Claimer]]:
+    """So many workers of the database, each a process of its own."""
+    claimers = [Claimer(dsn) for _ in range(request.param)]
+    yield claimers
+    for claimer in claimers:
+        claimer.close()
+
+
+@settings(few, max_examples=10)
+@given(quotas=pairs, script=scripts(*EVERYTHING))
+async def test_claims_of_worker_processes_change_no_slot(
+    dsn: str, processes: list[Claimer], quotas: dict[str, Quota], script: list[Op]
+) -> None:
+    await same(dsn, quotas, script, processes=processes, slots=2)
 
 
 @few
