@@ -1,7 +1,7 @@
 """An agent over the Messages API: sessions, tools and hooks. With a scheduler's hook it waits its turn."""
 
 from agent.agent import Agent, TextStream
-from agent.errors import TooManyTurns, UnknownSession, WrongTenant
+from agent.errors import SessionLost, TooManyTurns, UnknownSession, WrongTenant
 from agent.messages import Message, Reply, ToolCall
 from agent.sessions import MemorySessions, Session, Sessions, Turn
 from agent.tools import Tool, ToolError
@@ -12,6 +12,7 @@ __all__ = [
     "Message",
     "Reply",
     "Session",
+    "SessionLost",
     "Sessions",
     "TextStream",
     "TooManyTurns",

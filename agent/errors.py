@@ -15,6 +15,19 @@ class UnknownSession(SchedulerError, LookupError):
         return f"session {self.session_id!r} is unknown"
 
 
+class SessionLost(SchedulerError):
+    """A turn held its session for longer than its lease, without renewing it, and another one took over.
+
+    What it wanted to add is not kept: the conversation has gone on without it.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+
+    def __str__(self) -> str:
+        return f"session {self.session_id!r} was taken over by another turn"
+
+
 class WrongTenant(SchedulerError, PermissionError):
     """The session belongs to another tenant than the one that wants to use it."""
 

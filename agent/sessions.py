@@ -11,6 +11,24 @@ from typing import Any, Protocol
 
 from agent.errors import UnknownSession
 
+MAX_NAME = 512
+"""Characters in the name of a session, or of its tenant or user."""
+
+
+def check_name(argument: str, value: str) -> str:
+    """Check a text of 1 to 512 characters that any store can keep. Raises TypeError or ValueError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: must be a string, got {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{argument}: must have 1 to {MAX_NAME} characters, got ''")
+    if len(value) > MAX_NAME:
+        raise ValueError(
+            f"{argument}: must have 1 to {MAX_NAME} characters, got {len(value)}: {value[:20]!r}…"
+        )
+    if "\0" in value or value != value.encode("utf-8", "ignore").decode():
+        raise ValueError(f"{argument}: must be valid Unicode without NUL, got {value!r}")
+    return value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Session:
@@ -51,7 +69,7 @@ class Sessions(Protocol):
         """Return a session by its id, whoever owns it; raises `UnknownSession`."""
 
     async def named(self, tenant: str, name: str) -> Session:
-        """Return the tenant's session of this name, and begin it if there is none."""
+        """Return the tenant's session of this name (1 to 512 characters), and begin it if there is none."""
 
     def turn(self, session_id: str) -> AbstractAsyncContextManager[Turn]:
         """Wait until nobody else continues the session; raises `UnknownSession`."""
@@ -108,7 +126,11 @@ class MemorySessions:
         return self._find(session_id).session
 
     async def named(self, tenant: str, name: str) -> Session:
-        """Return the tenant's session of this name, and begin it if there is none."""
+        """Return the tenant's session of this name, and begin it if there is none.
+
+        `name`: 1 to 512 characters. Raises TypeError or ValueError.
+        """
+        check_name("name", name)
         session_id = self._names.get((tenant, name))
         return self._create(tenant, name) if session_id is None else self._find(session_id).session
 
@@ -142,7 +164,11 @@ class MemorySessions:
     ) -> Session:
         session_id = secrets.token_hex(16)
         session = Session(
-            id=session_id, tenant=tenant, name=name or session_id, user=user, metadata=metadata or {}
+            id=session_id,
+            tenant=tenant,
+            name=session_id if name is None else name,
+            user=user,
+            metadata=metadata or {},
         )
         self._kept[session_id] = _Kept(session)
         self._names[tenant, session.name] = session_id

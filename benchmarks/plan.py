@@ -15,8 +15,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.cases import CASES, Case, Column
+from benchmarks.durable.subjects import DISTRIBUTIONS
 from benchmarks.measure import Row
-from benchmarks.subjects import versions
+from benchmarks.subjects import installed, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 180.0
@@ -117,7 +118,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": versions(),
+        "versions": {**versions(), **{name: installed(name) for name in DISTRIBUTIONS}},
     }
 
 

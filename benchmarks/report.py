@@ -20,7 +20,7 @@ def bound(target: Target, value: float | None) -> str:
     """A floor or a goal as text."""
     if value is None:
         return "–"
-    return f"{'≥' if target.speed else '≤'} {value:g}" if value else "0"
+    return f"{'≥' if target.from_below else '≤'} {value:g}" if value else "0"
 
 
 def target_table(verdicts: Sequence[Verdict]) -> Table:

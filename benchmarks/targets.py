@@ -1,4 +1,4 @@
-"""The targets P1 to P6: which figure is held against what, its floor and its goal.
+"""The targets P1 to P12: which figure is held against what, its floor and its goal.
 
 A floor that is missed fails the run; a goal is where waitline wants to be. Times are ratios to a peer or to
 the ideal in the same run, repeat by repeat, never absolute.
@@ -20,8 +20,9 @@ from benchmarks.subjects import OFF
 class Target:
     """One row: `subject`'s figure `key` in `case`, divided by `against`'s unless that is None.
 
-    `speed` turns the ratio round: how many times as fast as `against`. `floor` and `goal` are bounds from
-    below for a speed, from above for anything else; None: there is none.
+    `speed` turns the ratio round: how many times as fast as `against`. `larger`: of a figure that counts what
+    is done per second. `floor` and `goal` are bounds from below for both, from above for anything else; None:
+    there is none.
     """
 
     number: str
@@ -34,6 +35,12 @@ class Target:
     against: str | None = None
     speed: bool = False
     form: str = ".2f"
+    larger: bool = False
+
+    @property
+    def from_below(self) -> bool:
+        """Whether more is better."""
+        return self.speed or self.larger
 
     @property
     def unit(self) -> str:
@@ -133,7 +140,61 @@ def _rest() -> Iterator[Target]:
     )  # fmt: skip
 
 
-TARGETS = (*_passes(), *_punctuality(), *_crowds(), *_rest())
+def _durable() -> Iterator[Target]:
+    """P7 to P12, the store. Figures that count jobs per second are better when larger, as a speed is."""
+
+    def rate(
+        *words: str, against: str, floor: float | None, goal: float | None, subject: str = "waitline"
+    ) -> Target:
+        number, quantity, case, key = words
+        return Target(number, quantity, case, key, floor, goal, subject, against, larger=True)
+
+    case = "durable-enqueue"
+    yield rate("P7", "jobs enqueued/s, one in flight", case, "one", against="PgQueuer", floor=1.5, goal=2.1)
+    for peer in ("PgQueuer", "Procrastinate", "SAQ"):
+        what = "jobs enqueued/s, 32 or 1,000 callers, whichever is better for each"
+        yield rate("P7", what, case, "best", against=peer, floor=8, goal=22)
+    yield rate(
+        "P7", "jobs enqueued/s, batches of 1,000", case, "batch", against="PgQueuer", floor=1, goal=1.9
+    )
+    tuned, peer = "waitline, concurrency 400", "PgQueuer, batch 200"
+    for case, where in (("durable-drain", "1,000 tenants"), ("durable-drain-hot", "one tenant")):
+        for key, workers in (("one", "1 worker"), ("two", "2 workers")):
+            what = f"jobs drained/s, {where}, {workers}"
+            yield rate("P8", what, case, key, against=peer, floor=1, goal=2.4, subject=tuned)
+            yield rate("P8", what, case, key, against="prototype", floor=None, goal=0.5, subject=tuned)
+    case, wide = "durable-life", "waitline, concurrency 1,000"
+    yield rate(
+        "P9",
+        "whole lives/s, 1,000 in flight",
+        case,
+        "rate",
+        against="prototype",
+        floor=0.15,
+        goal=0.4,
+        subject=wide,
+    )
+    yield Target("P9", "p99 of a whole life in ms", case, "p99_ms", None, 60, wide, form=".1f")
+    case = "durable-pickup"
+    yield Target("P10", "pickup by an idle worker, p50", case, "p50_ms", 1.0, 0.55, against="PgQueuer")
+    yield Target("P10", "pickup by an idle worker, p99", case, "p99_ms", 1.0, 0.37, against="SAQ")
+    case = "durable-paced"
+    yield Target("P11", "slot error p99 in ms", case, "p99_ms", 10, 6, form=".2f")
+    yield Target("P11", "total ÷ schedule", case, "total", 1.005, None, form=".4f")
+    yield Target("P11", "starts before their slot", case, "early", 0, 0, form=".0f")
+    for kind, what in (
+        ("tenants", "blocked tenants"),
+        ("jobs", "blocked jobs of one tenant"),
+        ("line", "jobs in the lines that are claimed from"),
+        ("finished", "finished jobs kept"),
+    ):
+        yield Target(
+            "P12", f"cost of a claim, 10² to 10⁶ {what}", f"durable-claim-{kind}", "claim_us", 2.0, 1.2,
+            "waitline, 1,000,000", "waitline, 100",
+        )  # fmt: skip
+
+
+TARGETS = (*_passes(), *_punctuality(), *_crowds(), *_rest(), *_durable())
 
 
 def value_of(target: Target, results: dict[str, Result]) -> float | None:
@@ -163,7 +224,7 @@ def judge(target: Target, results: Results) -> Verdict:
         return Verdict(target, None, "MISS" if possible and target.floor is not None else "not measured")
 
     def meets(bound: float | None) -> bool:
-        return bound is not None and (value >= bound if target.speed else value <= bound)
+        return bound is not None and (value >= bound if target.from_below else value <= bound)
 
     if meets(target.goal):
         return Verdict(target, value, "goal")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from benchmarks.cases import behaviour, cancelled, growth, many_tenants, memory, nobody_waits, queued
 from benchmarks.cases.base import Case, Column
+from benchmarks.durable import claim, drain, enqueue, life, paced, pickup
 
-CASES: dict[str, Case] = {
-    case.name: case
-    for module in (nobody_waits, queued, many_tenants, memory, cancelled, growth, behaviour)
-    for case in module.CASES
-}
+IN_PROCESS = (nobody_waits, queued, many_tenants, memory, cancelled, growth, behaviour)
+DURABLE = (enqueue, drain, life, pickup, paced, claim)
+
+CASES: dict[str, Case] = {case.name: case for module in (*IN_PROCESS, *DURABLE) for case in module.CASES}
 
 __all__ = ["CASES", "Case", "Column"]

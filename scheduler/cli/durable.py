@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent import Reply
+from agent.postgres import PostgresSessions
 from scheduler import Quota, Rate, Scheduler
 from scheduler.cli.wiring import Upstream, UsageError
 from scheduler.core.quota import NS
@@ -48,11 +49,17 @@ def database(folder: Path | None) -> Iterator[str]:
         yield server.dsn
 
 
-async def work(dsn: str, upstream: Upstream, concurrency: int, lease: float) -> int:
+async def work(
+    dsn: str, upstream: Upstream, concurrency: int, lease: float, keep_sessions: float | None
+) -> int:
     """Run jobs until SIGTERM or Ctrl-C: the first finishes what runs, the second gives it back."""
     console = Console(stderr=True, highlight=False)
-    async with upstream.agent() as (agent, _):
-        worker = Worker(agent.handle, PostgresStore(dsn, lease=lease), concurrency=concurrency)
+    try:
+        store = PostgresStore(dsn, lease=lease, keep_sessions=keep_sessions)
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-', 1)}") from None
+    async with upstream.agent(sessions=PostgresSessions(store)) as (agent, _):
+        worker = Worker(agent.handle, store, concurrency=concurrency)
         console.print(f"Worker {worker.name} runs up to {concurrency} jobs at once", soft_wrap=True)
         await worker.run()
     console.print(f"Worker {worker.name} has ended: {worker.done} tries recorded", soft_wrap=True)

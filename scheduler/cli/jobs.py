@@ -19,6 +19,7 @@ def worker(
     *,
     concurrency: int = 64,
     lease: float = 30.0,
+    keep_sessions: float | None = None,
     simulated: Annotated[bool, Parameter(negative="")] = False,
     model: str = DEFAULT_MODEL,
     max_tokens: int = 1024,
@@ -35,6 +36,8 @@ def worker(
         Jobs that run at the same time here.
     lease
         Seconds after which another worker takes over what this one holds, should it be lost.
+    keep_sessions
+        Seconds after which a conversation that nobody continues is forgotten. Never unless told.
     simulated
         Ask a simulated Claude on this machine. Otherwise ANTHROPIC_API_KEY is needed.
     model
@@ -48,7 +51,7 @@ def worker(
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
     with durable.database(data) as dsn:
-        return loop(lambda: durable.work(dsn, upstream, concurrency, lease))
+        return loop(lambda: durable.work(dsn, upstream, concurrency, lease, keep_sessions))
 
 
 @app.command
@@ -80,7 +83,7 @@ def submit(
     key
         At most one job of the tenant is ever accepted under it.
     session
-        Jobs of one session run one after the other.
+        The conversation that it continues: any name. Jobs of one session run one after the other.
     timeout
         Seconds from here to the reply.
     wait

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import anthropic
 import httpx2
 
-from agent import Agent, Message
+from agent import Agent, Message, Sessions
 from scheduler.testing import ClaudeConfig, Latency, Script, SimulatedClaude
 
 DEFAULT_MODEL = "claude-haiku-4-5"
@@ -38,8 +38,10 @@ class Upstream:
             raise UsageError(f"--max-tokens: must be at least 1, got {self.max_tokens}")
 
     @asynccontextmanager
-    async def agent(self, config: ClaudeConfig | None = None) -> AsyncIterator[Wired]:
-        """An agent on that upstream, and the simulation if it is one."""
+    async def agent(
+        self, config: ClaudeConfig | None = None, sessions: Sessions | None = None
+    ) -> AsyncIterator[Wired]:
+        """An agent on that upstream, and the simulation if it is one. Sessions are in memory unless given."""
         async with AsyncExitStack() as stack:
             simulation = None
             if self.simulated:
@@ -47,7 +49,11 @@ class Upstream:
             client = await stack.enter_async_context(self._client(simulation))
             local = simulation is not None or is_loopback(str(client.base_url))
             agent = Agent(
-                client, model=self.model, max_tokens=self.max_tokens, headers=labels if local else None
+                client,
+                model=self.model,
+                max_tokens=self.max_tokens,
+                headers=labels if local else None,
+                sessions=sessions,
             )
             yield agent, simulation
 

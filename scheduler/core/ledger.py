@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from scheduler.core.account import Account, Shape, shape_of
-from scheduler.core.engine import Engine
+from scheduler.core.claims import Claims
 from scheduler.core.entry import REFUSED
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
@@ -120,6 +120,8 @@ def grant(
 ) -> list[StoredJob]:
     """Grant what can go at `now`, at most `slots` jobs; what moved, in order: granted, expired or refused.
 
+    Callers that run elsewhere take none of the slots.
+
     `jobs`: the first ones of each line, as many as were loaded; `whole`: the tenants of which that is all.
     """
     if not jobs:
@@ -128,7 +130,7 @@ def grant(
         return []
     by_name = {state.name: state for state in states}
     arrivals = _arrivals(by_name, jobs, now)
-    engine = Engine(arrivals[0][0], lambda name: by_name[name].quota, {"": Quota()}, max(1, slots))
+    engine = Claims(arrivals[0][0], lambda name: by_name[name].quota, {"": Quota()}, max(1, slots))
     engine.max_waiting = len(jobs)
     tenants = {state.name: state.tenant() for state in states}
     engine.tenants = dict(tenants)  # of its own: it forgets whom it can
@@ -169,7 +171,7 @@ def _arrivals(
     return sorted((max(job.since, earliest[job.tenant]), job.key, job) for job in jobs)
 
 
-def _restore(engine: Engine, time: int, job: StoredJob, shape: Shape) -> None:
+def _restore(engine: Claims, time: int, job: StoredJob, shape: Shape) -> None:
     never = shape.never(job.cost)
     if never is None:
         engine.restore(time, job.tenant, "", job)

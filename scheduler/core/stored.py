@@ -15,10 +15,13 @@ class StoredJob(Entry):
     """A job as a store keeps it: an entry of the engine with the number that the store gave it.
 
     `number` orders the jobs of a line that arrived at the same time; `tenant` is the tenant's name; `since`
-    is when it joined its line: at its arrival, or when its backoff was over.
+    is when it joined its line: at its arrival, or when its backoff was over. `home` names the process of a
+    caller that runs its own work.
     """
 
     __slots__ = ("number", "since", "tenant")
+
+    home: str | None = None
 
     def __init__(self, tenant: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
         super().__init__(policy, ONE if cost is ONE or cost == ONE else cost)

@@ -167,10 +167,10 @@ def _kind_of(error: Exception) -> Kind:
     raise TypeError(f"error: must be one of {names}, got {type(error).__name__}")
 
 
-def levels_for(scheduler: Scheduler, error: Exception) -> Levels:
+async def levels_for(scheduler: Scheduler, error: Exception) -> Levels:
     """The buckets of the tenant that an error names; none if this scheduler has no quota for it."""
     try:
-        return scheduler.levels(getattr(error, "tenant", ""))
+        return await scheduler.current_levels(getattr(error, "tenant", ""))
     except ValueError:
         return {}
 
@@ -193,7 +193,7 @@ def exception_handler(
             raise error
         found = answer(
             error,
-            levels_for(scheduler, error),
+            await levels_for(scheduler, error),
             retry_after_max=retry_after_max,
             sdk_retries=sdk_retries,
             problem_json=problem_json,

@@ -192,7 +192,7 @@ class WaitlineMiddleware:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
         if any(name == b"retry-after" for name, _ in headers):
             return headers
-        levels = self._scheduler.levels(grant.tenant)
+        levels = await self._scheduler.current_levels(grant.tenant)
         wait_s = None
         if any(held < 1 for _, _, held in levels.values()):
             quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
@@ -202,7 +202,7 @@ class WaitlineMiddleware:
         return [header for header in headers if header[0] not in ours] + limits
 
     async def _refuse(self, error: SchedulerError, scope: Scope, send: Send) -> None:
-        levels = None if isinstance(error, QuotaExceeded) else levels_for(self._scheduler, error)
+        levels = None if isinstance(error, QuotaExceeded) else await levels_for(self._scheduler, error)
         await _send(self._answer(error, levels), scope, send)
 
 

@@ -14,6 +14,9 @@ T = TypeVar("T", Quota, Policy)
 MAX_TENANT = 512
 """Characters in a tenant's name."""
 
+MAX_SESSION = 512
+"""Characters in the name of a session."""
+
 
 def check_tenant(tenant: str) -> str:
     """A tenant is a string of 1 to 512 characters."""
@@ -26,6 +29,17 @@ def check_tenant(tenant: str) -> str:
     if len(tenant) > MAX_TENANT:
         raise ValueError(f"tenant: must have at most {MAX_TENANT} characters, got {len(tenant)}")
     return tenant
+
+
+def check_session(session: str) -> str:
+    """The name of a session is a string of 1 to 512 characters."""
+    if not instance("session", session, str):
+        raise ValueError(f"session: must have 1 to {MAX_SESSION} characters, got ''")
+    if len(session) > MAX_SESSION:
+        raise ValueError(
+            f"session: must have 1 to {MAX_SESSION} characters, got {len(session)}: {session[:20]!r}…"
+        )
+    return session
 
 
 def check_prompt(prompt: Any, most: int) -> None:

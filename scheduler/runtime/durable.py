@@ -9,111 +9,29 @@ from types import TracebackType
 from typing import Any, Self
 
 from scheduler.core.entry import RUNNING as GRANTED
-from scheduler.core.policy import Cause, Policy, Reason
+from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, ONE, Cost, Quota, instance
-from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, QuotaExceeded, SchedulerClosed
-from scheduler.runtime.arguments import check_priority, check_prompt, check_tenant, check_timeout
+from scheduler.errors import DeadlineExceeded, SchedulerClosed
+from scheduler.runtime.admission import Admission, StoredGrant
+from scheduler.runtime.arguments import (
+    check_priority,
+    check_prompt,
+    check_session,
+    check_tenant,
+    check_timeout,
+)
+from scheduler.runtime.durable_ticket import DurableTicket, check_key, error_of
 from scheduler.runtime.grant import Grant, current_turn
 from scheduler.runtime.job import Prompt, Ticket
-from scheduler.runtime.scheduler import HasTenant, Scheduler
+from scheduler.runtime.reports import Levels, levels_of
+from scheduler.runtime.scheduler import HasTenant
 from scheduler.runtime.values import Quote, Statistics
 from scheduler.stores.protocol import Store
 from scheduler.stores.results import load
-from scheduler.stores.values import DONE, RUNNING, STATES, Accepted, Known, Outcome, Request
-
-REASONS = frozenset(map(str, Reason))
-
-MAX_KEY = 512
-"""Characters in a key."""
+from scheduler.stores.values import DONE, Accepted, Request
 
 
-def check_key(key: str) -> str:
-    """A key is a string of 1 to 512 characters."""
-    if not 0 < len(instance("key", key, str)) <= MAX_KEY:
-        raise ValueError(f"key: must have 1 to {MAX_KEY} characters, got {len(key)}")
-    return key
-
-
-def error_of(outcome: Outcome) -> Exception:
-    """What the caller of a job sees that ended without a result."""
-    kind = outcome.kind or "failed"
-    if kind == "timeout":
-        return DeadlineExceeded(outcome.tenant, "timeout", outcome.seconds)
-    if kind in REASONS:
-        told = json.loads(outcome.result or "0")
-        if kind == Reason.NEVER:
-            return QuotaExceeded(outcome.tenant, *told)
-        return ErrRateLimited(outcome.tenant, Reason(kind), told / NS)
-    return JobFailed(outcome.tenant, kind, outcome.attempts)
-
-
-class DurableTicket(Ticket):
-    """What the caller of `enqueue` holds while its job waits and runs, wherever it does.
-
-    What it says of the job is what was true when the ticket was given; `look` asks again.
-    """
-
-    __slots__ = ("_known", "_scheduler")
-
-    def __init__(self, scheduler: DurableScheduler, known: Known) -> None:
-        self._scheduler = scheduler
-        self._known = known
-
-    @property
-    def id(self) -> str:
-        """The job's id: with its tenant it finds the job again, from any process."""
-        return str(self._known.id)
-
-    @property
-    def tenant(self) -> str:
-        """Who pays."""
-        return self._known.tenant
-
-    @property
-    def state(self) -> str:
-        """``"waiting"``, ``"running"``, ``"done"``, ``"failed"`` or ``"cancelled"``."""
-        return STATES[self._known.state]
-
-    @property
-    def wait(self) -> float:
-        """Seconds promised at submit, by the tenant's own buckets. Fixed."""
-        return (self._known.promised - self._known.arrival) / NS
-
-    @property
-    def position(self) -> int:
-        """Jobs that go before it in its line; 0 for the next one, and once it runs."""
-        return self._known.position
-
-    @property
-    def expected(self) -> float:
-        """Seconds from submit at which it is expected to start, or did."""
-        return (self._known.expected - self._known.arrival) / NS
-
-    @property
-    def delayed_by(self) -> frozenset[Cause]:
-        """Empty: the store keeps no causes."""
-        return frozenset()
-
-    async def look(self) -> Self:
-        """Ask how the job stands now."""
-        known = await self._scheduler.store.look(self._known.id, self._known.tenant)
-        if known is not None:
-            self._known = known
-        return self
-
-    def cancel(self) -> bool:
-        """Have the job withdrawn, or its handler cancelled. False if it is known to be over."""
-        if self._known.state > RUNNING:
-            return False
-        self._scheduler.store.cancel_soon(self._known.id, self._known.tenant)
-        return True
-
-    async def result(self) -> Any:
-        """What the handler returned. Cancelling this call does not withdraw the job."""
-        return await self._scheduler.result_of(self._known.id)
-
-
-class DurableScheduler(Scheduler):
+class DurableScheduler(Admission):
     """A `Scheduler` with a store. Its own process runs no job: `Worker` does, there or anywhere else."""
 
     store: Store
@@ -123,7 +41,6 @@ class DurableScheduler(Scheduler):
         if settings.get("gates") is not None:
             raise ValueError("gates: a store has no shared gates yet; leave them out")
         self.store = store
-        self._pending = 0
 
     # --- life ---------------------------------------------------------------------------------------
 
@@ -167,9 +84,10 @@ class DurableScheduler(Scheduler):
         self._pending += 1
         accepted: Accepted | None = None
         try:
+            await self.store.home.recorded(request.tenant)
             accepted = await self.store.submit(request)
             async with asyncio.timeout(None if timeout is None else self.store.until(accepted.deadline)):
-                return await self.result_of(accepted.id)
+                return await self.result_of(accepted.id, request.tenant)
         except TimeoutError as error:
             if accepted is None or isinstance(error, DeadlineExceeded):
                 raise
@@ -201,7 +119,7 @@ class DurableScheduler(Scheduler):
             accepted = await self.store.submit(request)
         else:
             accepted = await self.store.submit_in(connection, request)
-        return DurableTicket(self, accepted.known(tenant))
+        return DurableTicket(self, accepted.known(tenant), committed=connection is None)
 
     async def ticket(self, job: str, *, tenant: str) -> Ticket:
         """Find a job by its id, from any process. Raises LookupError if the tenant has no such job."""
@@ -225,7 +143,7 @@ class DurableScheduler(Scheduler):
     ) -> Request:
         check_tenant(tenant)
         check_prompt(prompt, self._max_prompt_bytes)
-        if gate is not None:
+        if gate:  # the only one has no name
             raise ValueError(f"gate: a store has no shared gates yet, got {gate!r}")
         return Request(
             tenant=tenant,
@@ -234,14 +152,17 @@ class DurableScheduler(Scheduler):
             policy=self._policy_of(tenant) if policy is None else instance("policy", policy, Policy),
             cost=ONE if cost is None else instance("cost", cost, Cost),
             head_start=check_priority(priority, self._max_head_start) if priority else 0,
-            session=None if session is None else instance("session", session, str),
+            session=None if session is None else check_session(session),
             timeout=None if timeout is None else check_timeout(timeout),
             key=None if key is None else check_key(key),
         )
 
-    async def result_of(self, job: int) -> Any:
-        """Wait for a job's result, or raise what became of it instead."""
-        outcome = await asyncio.shield(self.store.await_outcome(job))
+    async def result_of(self, job: int, tenant: str | None = None) -> Any:
+        """Wait for a job's result, or raise what became of it instead.
+
+        `tenant`: whose it is, if it is committed; one that is not there any more is then told as forgotten.
+        """
+        outcome = await asyncio.shield(self.store.await_outcome(job, tenant))
         if outcome.state == DONE:
             return load(outcome.result or "")
         raise error_of(outcome)
@@ -251,25 +172,53 @@ class DurableScheduler(Scheduler):
     ) -> Quote:
         """What a job would get if it were submitted now. Leaves no trace."""
         request = self._request(tenant, "quote", cost=cost, priority=priority, gate=gate)
+        await self.store.home.recorded(tenant)
         found, now = await self.store.quote(request)
         wait, expected = max(0, found.promised - now), max(0, found.expected - now)
         return Quote(found.position, wait / NS, expected / NS, found.binds)
 
-    def admit(self, tenant: str, **wishes: Any) -> Grant:
-        """Not over a store: a block that runs here would be unknown to it."""
-        raise NotImplementedError("admit: not over a store; submit the work as a job")
+    # --- work that runs here ------------------------------------------------------------------------
+
+    def admit(
+        self,
+        tenant: str,
+        *,
+        cost: Cost | None = None,
+        timeout: float | None = None,
+        policy: Policy | None = None,
+        priority: float = 0,
+        gate: str | None = None,
+    ) -> Grant:
+        """See `Scheduler.admit`. The caller stands in the tenant's line, behind jobs and before them.
+
+        It needs no worker, but does not pass a job that waits for one. Its place, and then its slot, is lost
+        `lease` seconds after this process has died. What the block used is recorded soon after it ends, and
+        before this process asks for another turn of the tenant.
+        """
+        request = self._request(
+            tenant, "admit", cost=cost, timeout=timeout, policy=policy, priority=priority, gate=gate
+        )
+        grant = StoredGrant(self, tenant, "", request.policy, request.cost)
+        grant.request = request
+        return grant
 
     async def on_before_message(self, message: HasTenant) -> Grant | None:
-        """A before-hook for an agent in a worker: the first message of a job has been paid with its grant.
+        """A before-hook for an agent: see `Scheduler.on_before_message`.
 
-        Raises NotImplementedError for any other message: it would pass the store by.
+        The first message of a worker's job, or of a request under the middleware, has been paid with its
+        grant. Raises NotImplementedError for a later one: it cannot take permits by the key of its run yet.
         """
         held = current_turn.get()
         host: Any = None if held is None or held.tenant != message.tenant else held.scheduler
-        if held is not None and host is self.store and held.state is GRANTED and held.free_message:
-            held.free_message = False
-            return None
-        raise NotImplementedError("on_before_message: over a store, only a job's first message passes a hook")
+        if held is not None and host in {self.store, self} and held.state is GRANTED:
+            if held.free_message:
+                held.free_message = False
+                return None
+            raise NotImplementedError("on_before_message: not for a later message of a job over a store")
+        grant = self.admit(message.tenant)
+        self.offer(grant)
+        await self.turn(grant)
+        return grant
 
     # --- tenants ------------------------------------------------------------------------------------
 
@@ -281,7 +230,26 @@ class DurableScheduler(Scheduler):
         first = self.engine.quota_of(check_tenant(tenant))
         await self.store.set_quota(tenant, instance("quota", quota, Quota), first)
 
+    async def forget(self, tenant: str) -> None:
+        """Delete what the tenant left in the store: its prompts, results, keys and sessions.
+
+        Its waiting jobs are cancelled and its running ones asked to stop; the callers of both get `JobFailed`
+        of kind ``"cancelled"``, and a result that comes all the same is not kept. Its buckets stay until they
+        are full, so that nobody gets a full one by being forgotten; so does a quota that `set_quota` gave.
+        """
+        await self.store.forget(check_tenant(tenant))
+
+    def levels(self, tenant: str) -> Levels:
+        """Raises NotImplementedError: the levels are in the store, which `current_levels` asks."""
+        raise NotImplementedError("levels: over a store, await current_levels")
+
+    async def current_levels(self, tenant: str) -> Levels:
+        """See `Scheduler.levels`."""
+        await self.store.home.recorded(tenant)
+        return levels_of(*await self.store.see(self._request(tenant, "levels")))
+
     async def statistics(self, tenant: str | None = None) -> Statistics:
         """A snapshot of what is in the store: of everything, or of one tenant."""
+        await self.store.home.recorded(tenant)
         counts = await self.store.count(None if tenant is None else check_tenant(tenant))
         return Statistics(**counts)

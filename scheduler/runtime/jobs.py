@@ -23,6 +23,9 @@ from scheduler.runtime.grant import Turn, current_turn, is_cancelled
 from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.runs import Runs
 
+STEPS = 3
+"""Steps of the loop within which a job that was granted its turn has begun to run."""
+
 
 class Jobs(Runs):
     """Runs jobs: `submit`'s in the caller's task, `enqueue`'s in the scheduler's task group."""
@@ -149,6 +152,20 @@ class Jobs(Runs):
             return False
         self.interrupt(job, "cancelled")
         return True
+
+    async def cancel_all(self, tenant: str) -> None:
+        """Withdraw whoever waits for a tenant, and cancel its handlers."""
+        last = self.engine.sequence
+        for entry in self.engine.everyone():
+            if isinstance(entry, Turn) and entry.tenant == tenant and entry.holder is None:
+                self.withdraw(entry)
+                entry.failed(JobFailed(tenant, "cancelled", max(0, getattr(entry, "attempt", 1) - 1)))
+        self.changed()
+        for _ in range(STEPS):  # those who were granted their turn just now begin to run
+            await asyncio.sleep(0)
+        for job in list(self._runs):
+            if job.tenant == tenant and job.sequence <= last:
+                self.interrupt(job, "cancelled")
 
     async def perform(self, job: Job, has_turn: bool = False) -> Any:  # noqa: C901, PLR0912, PLR0915
         """Wait for a job's turn, unless it had it while nobody ran here; try it until it ends, and settle."""

@@ -10,11 +10,31 @@ from scheduler.runtime.arguments import check_tenant
 from scheduler.runtime.jobs import Jobs
 from scheduler.runtime.values import Statistics
 
+Levels = dict[str, tuple[int, Fraction, Fraction]]
+"""Of each bucket by name: its burst, its permits per second and the permits it holds."""
+
+
+def levels_of(account: Account, now: int) -> Levels:
+    """The levels of an account's buckets, and its free slots as ``"concurrency"``."""
+    shape = account.shape
+    levels = {
+        DIMENSIONS[index]: (
+            scale.capacity // scale.unit,
+            Fraction(scale.p * NS, scale.unit),
+            Fraction(scale.level(zero, now), scale.unit),
+        )
+        for index, scale, zero in zip(shape.limits, shape.scales, account.zeros, strict=True)
+    }
+    slots = shape.quota.concurrency
+    if slots is not None:
+        levels["concurrency"] = (slots, Fraction(0), Fraction(max(0, slots - account.running)))
+    return levels
+
 
 class Reports(Jobs):
     """Snapshots, which leave no trace."""
 
-    def levels(self, tenant: str) -> dict[str, tuple[int, Fraction, Fraction]]:
+    def levels(self, tenant: str) -> Levels:
         """A tenant's buckets now, exact, by name: burst, permits per second, permits held (below 0 in debt).
 
         ``"concurrency"`` counts free slots; they come back when jobs end, so its rate is 0. What has no limit
@@ -23,20 +43,12 @@ class Reports(Jobs):
         engine, now = self.engine, self._now()
         engine.advance(now)
         self.changed()
-        account = engine.tenants.get(check_tenant(tenant)) or Account(shape_of(engine.quota_of(tenant)), now)
-        shape = account.shape
-        levels = {
-            DIMENSIONS[index]: (
-                scale.capacity // scale.unit,
-                Fraction(scale.p * NS, scale.unit),
-                Fraction(scale.level(zero, now), scale.unit),
-            )
-            for index, scale, zero in zip(shape.limits, shape.scales, account.zeros, strict=True)
-        }
-        slots = shape.quota.concurrency
-        if slots is not None:
-            levels["concurrency"] = (slots, Fraction(0), Fraction(max(0, slots - account.running)))
-        return levels
+        known = engine.tenants.get(check_tenant(tenant))
+        return levels_of(known or Account(shape_of(engine.quota_of(tenant)), now), now)
+
+    async def current_levels(self, tenant: str) -> Levels:
+        """What `levels` says, asked of the store if there is one."""
+        return self.levels(tenant)
 
     async def statistics(self, tenant: str | None = None) -> Statistics:
         """A snapshot of everything, or of one tenant."""

@@ -14,6 +14,7 @@ from scheduler.runtime.arguments import (
     MAX_TENANT,
     check_priority,
     check_prompt,
+    check_session,
     check_tenant,
     check_timeout,
     chooser,
@@ -229,7 +230,7 @@ class Scheduler(Reports):
     def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
         """Check the arguments that few calls have."""
         if session is not None:
-            turn.session, turn.plain = instance("session", session, str), False
+            turn.session, turn.plain = check_session(session), False
         if timeout is not None:
             turn.expires, turn.plain = self._now() + check_timeout(timeout), False
         if priority != 0:
@@ -258,6 +259,16 @@ class Scheduler(Reports):
         if not self.offer(grant):
             await self.turn(grant)
         return grant
+
+    async def forget(self, tenant: str) -> None:
+        """Cancel the tenant's waiting jobs and running handlers, and keep nothing of it but what limits it.
+
+        Their callers get `JobFailed` of kind ``"cancelled"``, and so do calls of `admit` that wait; blocks
+        that run under `admit` are their callers' own, and go on. Buckets stay until they are full, as they do
+        anyway, and a quota of `set_quota` stays. Sessions belong to whoever keeps them: see `Agent`. Over a
+        store, prompts, results and sessions are deleted too.
+        """
+        await self.cancel_all(check_tenant(tenant))
 
     async def set_quota(self, tenant: str, quota: Quota) -> None:
         """Change a tenant's limits now, with its jobs waiting; from here on it overrides `quotas`.

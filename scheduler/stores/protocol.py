@@ -7,13 +7,29 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from scheduler.core.account import Account
 from scheduler.core.policy import Outlook
-from scheduler.core.quota import Quota
-from scheduler.stores.values import Accepted, Known, Outcome, Request
+from scheduler.core.quota import Quota, Usage
+from scheduler.stores.values import Accepted, Known, Outcome, Place, Request
+
+
+class Callers(Protocol):
+    """The callers of this process that run their own work. See `scheduler.stores.postgres.home.Home`."""
+
+    async def join(self, request: Request, told: asyncio.Future[None]) -> Place: ...
+
+    async def recorded(self, tenant: str | None = None) -> None: ...
+
+    def give_back(self, caller: int, tenant: str) -> None: ...
+
+    def settle(self, caller: int, tenant: str, usage: Usage | None) -> None: ...
 
 
 class Store(Protocol):
     """What a scheduler needs of a store. See `scheduler.stores.postgres.PostgresStore`."""
+
+    @property
+    def home(self) -> Callers: ...
 
     async def __aenter__(self) -> Any: ...
 
@@ -29,10 +45,14 @@ class Store(Protocol):
 
     async def look(self, job: int, tenant: str) -> Known | None: ...
 
-    def await_outcome(self, job: int) -> asyncio.Future[Outcome]: ...
+    def await_outcome(self, job: int, tenant: str | None = None) -> asyncio.Future[Outcome]: ...
 
     async def quote(self, request: Request) -> tuple[Outlook, int]: ...
 
+    async def see(self, request: Request) -> tuple[Account, int]: ...
+
     async def set_quota(self, tenant: str, quota: Quota, first: Quota) -> None: ...
+
+    async def forget(self, tenant: str) -> None: ...
 
     async def count(self, tenant: str | None) -> dict[str, Any]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
@@ -12,16 +13,23 @@ from scheduler.core.quota import Cost, Quota, Usage
 WAITING, RUNNING, DONE, FAILED, CANCELLED = range(5)
 """States of a job, as the schema numbers them."""
 
+HOME_LOST = "home_lost"
+"""The kind of failure of a caller whose process did not renew its lease."""
+
 STATES = ("waiting", "running", "done", "failed", "cancelled")
 """Their names, by their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A job to be accepted. `prompt` is JSON, `quota` for a tenant that was never seen; times are ns."""
+    """A job to be accepted. `prompt` is JSON, `quota` for a tenant that was never seen; times are ns.
+
+    `home`: the process of a caller that runs its own work and has no prompt; it waits for `lease` nanoseconds
+    unless that is renewed.
+    """
 
     tenant: str
-    prompt: str
+    prompt: str | None
     quota: Quota
     policy: Policy
     cost: Cost
@@ -29,6 +37,8 @@ class Request:
     session: str | None = None
     timeout: int | None = None
     key: str | None = None
+    home: str | None = None
+    lease: int = 0
 
     def digest(self) -> bytes | None:
         """What tells another prompt under the same key."""
@@ -121,3 +131,20 @@ class Outcome(NamedTuple):
     attempts: int
     seconds: float
     """Its timeout, if it had one."""
+
+
+class Withdrawn(Exception):
+    """A caller's place in line is gone without a grant; `outcome` says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """A caller's place in line: `told` is done when it is granted, and then `slot` is there."""
+
+    accepted: Accepted
+    tenant: str
+    told: asyncio.Future[None]
+    slot: int = 0

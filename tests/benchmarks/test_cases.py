@@ -28,6 +28,12 @@ FIGURES = {
     "cancel-race": {"races", "cancelled", "between", "ran", "lost", "twice"},
     "growth": {"grant_us", "offer_us", "waiting", "grants"},
     "behaviour": {"figure", "right"},
+    "durable-enqueue": {"one", "some", "crowd", "best"},
+    "durable-drain": {"one", "jobs"},
+    "durable-life": {"rate", "p50_ms", "p99_ms"},
+    "durable-pickup": {"p50_ms", "p99_ms", "max_ms"},
+    "durable-paced": {"total", "p50_ms", "p99_ms", "max_ms", "early", "setup_s"},
+    "durable-claim": {"claim_us", "next_us", "settle_us"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.postgres import PostgresSessions
+from scheduler.stores.postgres import PostgresStore
 from tests.cli.conftest import COMMAND, Waitline, environment
 from tests.stores.servers import Server, dsn, empty_dsn, running
 
@@ -59,6 +62,21 @@ def test_a_worker_answers_what_is_submitted_and_ends_on_sigterm(dsn: str, waitli
         assert process.returncode == 0, stderr
         assert "1 tries recorded" in stderr
         assert "Traceback" not in stderr
+
+
+def test_a_conversation_goes_on_with_another_worker(dsn: str, waitline: Waitline) -> None:
+    for number in (1, 2):
+        with working(dsn):
+            ended = waitline("submit", "acme", f"Say hi {number}", "--session", "chat", **{DATABASE: dsn})
+            assert ended.returncode == 0, ended.stderr
+
+    async def kept() -> list[str]:
+        async with PostgresStore(dsn) as store:
+            sessions = PostgresSessions(store)
+            async with sessions.turn((await sessions.named("acme", "chat")).id) as turn:
+                return [message["content"] for message in turn.history if message["role"] == "user"]
+
+    assert asyncio.run(kept()) == ["Say hi 1", "Say hi 2"]
 
 
 def test_jobs_are_listed_shown_cancelled_and_tried_again(dsn: str, waitline: Waitline) -> None:

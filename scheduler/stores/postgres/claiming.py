@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from asyncpg import Connection, Record
@@ -28,12 +28,26 @@ AHEAD = 2_000_000
 """Nanoseconds by which a claim looks ahead for tenants: what a guess of the time may lag behind."""
 
 
+CALLERS = 50
+"""Callers and jobs of one line in one transaction of a process that runs no jobs."""
+
+
+TOLD = 150
+"""Grants in one notification: a payload holds 8,000 bytes."""
+
+
 class Claimed(NamedTuple):
-    """What a claim found: jobs in the order of their slots, whether there may be more, and the time."""
+    """What a claim found: jobs in the order of their slots, whether there may be more, and the time.
+
+    `callers`: (id, slot) of those of the claiming process that run their own work. `moved`: whether any line
+    is another one than before.
+    """
 
     claims: list[Claim]
     more: bool
     now: int
+    callers: Sequence[tuple[int, int]] = ()
+    moved: bool = True
 
 
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
@@ -41,12 +55,30 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
     found = await connection.fetch(statement("due_tenants"), about + AHEAD, min(slots, TENANTS))
     if not found:
         return None
+    most = min(JOBS, max(1, 2 * slots // len(found)))
+    return await _decide(connection, found, worker, slots, most, lease)
+
+
+async def claim_callers(
+    connection: Connection, home: str, tenants: Sequence[str], about: int, lease: int
+) -> Claimed | None:
+    """Grant callers of some tenants that run their own work, wherever they do. None if nothing was due.
+
+    A job is not passed: whoever stands behind one that is due waits until a worker has taken it.
+    """
+    found = await connection.fetch(statement("due_of"), about + AHEAD, TENANTS, tenants)
+    return await _decide(connection, found, home, 0, CALLERS, lease) if found else None
+
+
+async def _decide(
+    connection: Connection, found: Sequence[Record], worker: str, slots: int, most: int, lease: int
+) -> Claimed:
+    """Let the core grant over the first `most` jobs of the lines of locked tenants, and save that."""
     locked = Locked(map(rows.read_tenant, found))
     states = list(locked.states.values())
-    most = min(JOBS, max(1, 2 * slots // len(states)))
     heads = await connection.fetch(statement("heads"), list(locked.states), most)
     now = locked.not_before(heads[0]["now"])
-    jobs, back = _read(heads)
+    jobs, back = _read(heads, most)
     for job in back:  # their backoff is over: they are in line from here on
         if not job.paid:
             locked.states[job.tenant].add_work(job.cost, 1)
@@ -75,22 +107,50 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
         sorted(waiting),
     )
     await announce(connection, [job.number for job in gone])
+    with_callers = {row["tenant"] for row in heads if row["homes"]}
+    if with_callers:
+        await _tell(connection, locked, granted, worker, with_callers & {job.tenant for job in moved})
     more = any(state.due is not None and state.due <= now for state in states) or len(states) >= TENANTS
-    return Claimed(_claims(granted, saved, now + lease), more, now)
+    ours = [(job.number, job.slot) for job in granted if job.home == worker]
+    jobs = [job for job in granted if job.home is None]
+    return Claimed(_claims(jobs, saved, now + lease), more, now, ours, bool(moved or waiting))
 
 
-def _read(heads: Sequence[Record]) -> tuple[list[StoredJob], list[StoredJob]]:
-    """All jobs that were loaded, and among them those whose backoff is over."""
+async def _tell(
+    connection: Connection, locked: Locked, granted: Sequence[StoredJob], worker: str, moved: Collection[str]
+) -> None:
+    """Tell callers elsewhere that they were granted, and all others when the lines go on.
+
+    The one who claimed may have nobody left in such a line, and whoever is first in it now need not be a
+    worker's: so everybody looks again.
+    """
+    told = [f"{job.number} {job.slot}" for job in granted if job.home not in {None, worker}]
+    for at in range(0, len(told), TOLD):
+        await connection.execute("select pg_notify('waitline_granted', $1)", " ".join(told[at : at + TOLD]))
+    due = [state.due for state in locked.states.values() if state.name in moved and state.due is not None]
+    if due:
+        await connection.execute("select pg_notify('waitline_due', $1)", str(min(due)))
+
+
+def _read(heads: Sequence[Record], most: int) -> tuple[list[StoredJob], list[StoredJob]]:
+    """The jobs to grant from, and all whose backoff is over.
+
+    Where a line goes on behind what was loaded, nobody may pass who stands there.
+    """
     jobs, back = [], []
+    lines: dict[str, list[StoredJob]] = defaultdict(list)
     for row in heads:
         if row["id"] is None:
             continue
         job = rows.read_job(row)
         jobs.append(job)
-        if row["returns"] is not None:
+        if row["returns"] is None:
+            lines[job.tenant].append(job)
+        else:
             job.since = row["returns"]
             back.append(job)
-    return jobs, back
+    last = {tenant: line[-1].key for tenant, line in lines.items() if len(line) >= most}
+    return [job for job in jobs if job.tenant not in last or job.key <= last[job.tenant]], back
 
 
 def _left(job: StoredJob, now: int) -> int:

@@ -42,6 +42,7 @@ def _is_plain(request: Request) -> bool:
         and request.session is None
         and request.timeout is None
         and request.key is None
+        and request.home is None
     )
 
 

@@ -107,4 +107,6 @@ def read_job(row: Record) -> StoredJob:
     job.want(head_start=row["head_start"], session=row["session"], deadline=row["deadline"])
     if row["paid"]:
         job.paid, job.plain = True, False
+    if row["home"] is not None:
+        job.home, job.plain = row["home"], False
     return job

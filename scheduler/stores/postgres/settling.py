@@ -11,12 +11,12 @@ from asyncpg import Connection, Record
 from scheduler.core import ledger
 from scheduler.core.entry import EXPIRED
 from scheduler.core.policy import Reason
-from scheduler.core.quota import Quota
+from scheduler.core.quota import NOTHING, Quota
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import CANCELLED, FAILED, WAITING, Again, Ended
+from scheduler.stores.values import CANCELLED, FAILED, HOME_LOST, WAITING, Again, Ended
 
 NOTIFIED = 400
 """Ids in one notification: a payload holds 8,000 bytes."""
@@ -45,6 +45,8 @@ class Settlement:
     """(id, state, result, kind)."""
     again: list[tuple[int, int | None, int | None, bool, int]] = field(default_factory=list)
     """(id, place, returns, paid, attempt)."""
+    left: list[int] = field(default_factory=list)
+    """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
     """(tenant, session) of the jobs that ended, and when they did."""
 
@@ -58,7 +60,10 @@ class Settlement:
         self, row: Record, state: int, result: str | None, kind: str | None, at: int | None = None
     ) -> None:
         """A job that is over, after a try or without, since `at` or now."""
-        self.ended.append((row["id"], state, result, kind))
+        if row["home"] is not None and state != FAILED:
+            self.left.append(row["id"])
+        else:
+            self.ended.append((row["id"], state, result, kind))
         if row["session"] is not None:
             self.sessions[row["tenant"], row["session"]] = self.now if at is None else at
 
@@ -95,11 +100,18 @@ class Settlement:
             if not row["paid"]:
                 tenant.add_work(rows.cost_of(*row["cost"]), -1)
             ledger.move(tenant, at)
+            self.locked.stir(row["tenant"])
         self.leave(row, state, None, kind, at)
+
+    @property
+    def over(self) -> list[int]:
+        """All that ended."""
+        return [*(job for job, *_ in self.ended), *self.left]
 
     async def save(self, connection: Connection) -> None:
         """Write it all, and tell whom it concerns."""
-        unparked = await unpark(connection, self.locked, self.sessions, [job for job, *_ in self.ended])
+        over = self.over
+        unparked = await unpark(connection, self.locked, self.sessions, over)
         ended, again = list(zip(*self.ended, strict=True)), list(zip(*self.again, strict=True))
         await connection.execute(
             statement("settle"),
@@ -108,9 +120,10 @@ class Settlement:
             self.now,
             *(again or ([], [], [], [], [])),
             self.locked.sooner(),
-            payloads([job for job, *_ in self.ended]),
+            payloads(over),
             unparked,
             [rows.write_echo(state.echo) for state in self.locked.states.values()],
+            self.left,
         )
 
 
@@ -175,20 +188,34 @@ async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool
     return [(ending.id, ending.tries) in by_try for ending in endings]
 
 
+async def give_back(connection: Connection, jobs: Mapping[int, str]) -> None:
+    """Take callers (id, tenant) back that did not begin, from their lines or just after their grants."""
+    locked = await Locked.these(connection, set(jobs.values()))
+    found = await connection.fetch(statement("give_back"), sorted(jobs))
+    settlement = Settlement(locked, await locked.time(connection))
+    for row in found:
+        if row["state"] == WAITING:
+            settlement.withdraw(row, CANCELLED, "cancelled", settlement.now)
+        else:
+            settlement.end(row, Ended(row["id"], row["tenant"], 1, CANCELLED, usage=NOTHING))
+    await settlement.save(connection)
+
+
 async def withdraw(
     connection: Connection, jobs: Iterable[tuple[int, str]], state: int, kind: str, expired: bool = False
 ) -> list[int]:
-    """End waiting jobs (id, tenant); if `expired`, those whose deadline is over. The ids of those ended."""
+    """End waiting jobs (id, tenant); if `expired`, those whose deadline or lease is over. Their ids."""
     wanted = dict(jobs)
     locked = await Locked.these(connection, set(wanted.values()))
     found = await connection.fetch(statement("waiting"), sorted(wanted))
     now = await locked.time(connection)
     settlement = Settlement(locked, now)
     for row in found:
-        if row["tenant"] in locked.states and (not expired or row["deadline"] <= now):
-            settlement.withdraw(row, state, kind, row["deadline"] if expired else now)
+        end = now if not expired else row["lease"] if kind == HOME_LOST else row["deadline"]
+        if row["tenant"] in locked.states and end <= now:  # or its lease was renewed meanwhile
+            settlement.withdraw(row, state, kind, end)
     await settlement.save(connection)
-    return [job for job, *_ in settlement.ended]
+    return settlement.over
 
 
 async def stop(connection: Connection, job: int, tenant: str) -> int | None:
@@ -206,11 +233,17 @@ async def stop(connection: Connection, job: int, tenant: str) -> int | None:
     return int(row["state"])
 
 
-async def rescue(connection: Connection, about: int, max_attempts: int, most: int) -> int:
-    """Take over what dead workers held and end what waited past its deadline; how many jobs that were."""
-    found = await connection.fetch(statement("lost"), most, about)
-    late = [(row["id"], row["tenant"]) for row in found if not row["running"]]
+async def rescue(connection: Connection, about: int, max_attempts: int | None, most: int) -> int:
+    """Take over what dead processes held and end what waited past its deadline; how many jobs that were.
+
+    `max_attempts` None leaves the jobs of dead workers to those who run jobs.
+    """
+    found = await connection.fetch(statement("lost"), most, about, max_attempts is not None)
+    waiting = [row for row in found if not row["running"]]
+    late = [(row["id"], row["tenant"]) for row in waiting if row["home"] is None]
     rescued = len(await withdraw(connection, late, FAILED, "timeout", expired=True)) if late else 0
+    ghosts = [(row["id"], row["tenant"]) for row in waiting if row["home"] is not None]
+    rescued += len(await withdraw(connection, ghosts, FAILED, HOME_LOST, expired=True)) if ghosts else 0
     lost = [row for row in found if row["running"]]
     if not lost:
         return rescued
@@ -224,7 +257,10 @@ async def rescue(connection: Connection, about: int, max_attempts: int, most: in
         if row["lease"] > now:
             continue  # renewed meanwhile
         rescued += 1
-        if row["attempt"] >= max_attempts and not row["stop"]:
+        if row["home"] is not None:
+            ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind=HOME_LOST)
+            settlement.end(row, ended)
+        elif max_attempts is not None and row["attempt"] >= max_attempts and not row["stop"]:
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind="worker_lost")
             settlement.end(row, ended)
         else:

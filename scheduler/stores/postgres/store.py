@@ -6,18 +6,19 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic_ns
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from asyncpg import Connection
 
+from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
-from scheduler.stores.postgres import claiming, operations, plain, rows, settling, submitting
+from scheduler.stores.postgres import claiming, plain, rows, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
-from scheduler.stores.postgres.migrate import migrate
+from scheduler.stores.postgres.home import Home
+from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.settling import Ending
 from scheduler.stores.postgres.statements import statement
@@ -28,12 +29,13 @@ BATCH = 1000
 """Jobs in one transaction."""
 
 
-class PostgresStore:
+class PostgresStore(Keeping):
     """Keeps tenants, lines and results in the database at `dsn`.
 
     `lease`: seconds after which a job is taken from a worker that does not renew it. `keep`: seconds for
-    which results are kept. `connections`: the most that this process opens, beside one that listens; that one
-    needs a session of its own, so a transaction pooler must be left out of its way.
+    which results are kept, `keep_sessions` those for which an unused conversation is, for ever unless given.
+    `connections`: the most that this process opens, beside one that listens; that one needs a session of its
+    own, so a transaction pooler must be left out of its way.
 
     Use it as an async context manager, or hand it to a `Scheduler` or `Worker`, which enter it themselves; it
     counts how often it was entered. The schema is brought up to date when it is first entered if `migrate`.
@@ -45,90 +47,20 @@ class PostgresStore:
         *,
         lease: float = 30.0,
         keep: float = 86_400.0,
+        keep_sessions: float | None = None,
         connections: int = 4,
         migrate: bool = True,
     ) -> None:
+        opened = Connections(instance("dsn", dsn, str), whole("connections", connections, 1))
+        super().__init__(opened, migrate, keep, keep_sessions)
         self.lease_ns = int(positive("lease", lease) * NS)
-        self.keep_ns = int(positive("keep", keep) * NS)
-        self._connections = Connections(instance("dsn", dsn, str), whole("connections", connections, 1))
-        self._migrate = migrate
-        self._entered = 0
-        self._door = asyncio.Lock()
-        self._group: asyncio.TaskGroup | None = None
-        self._listener: asyncio.Task[None] | None = None
         self._submits: Batches[Request, Answer] = Batches(self._submit, BATCH, self._unwanted)
         self._endings: Batches[Ending, bool] = Batches(self._settle, BATCH)
         self._results = Results(self._connections)
-        self._offset = 0
-        self.on_due: list[Callable[[int], None]] = []
+        self.home = Home(self, self._connections, self.lease_ns, self._endings)
+        self.on_due: list[Callable[[int], None]] = [self.home.look]
         self.on_stop: list[Callable[[int], None]] = []
-
-    # --- life -----------------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        async with self._door:
-            if not self._entered:
-                await self._open()
-            self._entered += 1
-        return self
-
-    async def _open(self) -> None:
-        await self._connections.open()
-        try:
-            if self._migrate:
-                async with self._connections.connection() as connection:
-                    await migrate(connection)
-            await self.clock()
-        except BaseException:
-            await self._connections.close()
-            raise
-        self._group = await asyncio.TaskGroup().__aenter__()
-        self._listener = self._group.create_task(self._listen())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        async with self._door:
-            self._entered -= 1
-            if self._entered or self._group is None:
-                return
-            if self._listener is not None:
-                self._listener.cancel()
-            self._results.close()
-            try:
-                await self._group.__aexit__(None, None, None)
-            finally:
-                self._group = None
-                await self._connections.close()
-
-    @property
-    def group(self) -> asyncio.TaskGroup:
-        """The tasks that live as long as the store is open."""
-        if self._group is None:
-            raise RuntimeError("the store is not open: use it in an `async with` block")
-        return self._group
-
-    # --- time -----------------------------------------------------------------------------------------------
-
-    def about(self) -> int:
-        """Roughly the database's time, in nanoseconds, without asking it."""
-        return monotonic_ns() + self._offset
-
-    def until(self, time: int) -> float:
-        """Seconds from now to a time of the database's clock, at least 0."""
-        return max(0, time - self.about()) / NS
-
-    def _noted(self, now: int, asked: int) -> None:
-        # From before the question: a guess that runs ahead finds what is due, one that lags behind does not.
-        self._offset = now - asked
-
-    async def clock(self) -> int:
-        """The database's time."""
-        async with self._connections.connection() as connection:
-            asked = monotonic_ns()
-            now = int(await connection.fetchval("select waitline.now_ns()"))
-        self._noted(now, asked)
-        return now
+        self.on_session: list[Callable[[str | None], None]] = []
 
     # --- jobs -----------------------------------------------------------------------------------------------
 
@@ -189,8 +121,11 @@ class PostgresStore:
             )
         return {row["id"]: row["stop"] for row in found}
 
-    async def rescue(self, max_attempts: int, most: int = 100) -> int:
-        """Take over what dead workers held, and end what waited past its deadline."""
+    async def rescue(self, max_attempts: int | None, most: int = 100) -> int:
+        """Take over what dead processes held, and end what waited past its deadline.
+
+        `max_attempts` None: but for the jobs of dead workers.
+        """
         async with self._connections.transaction() as connection:
             return await settling.rescue(connection, self.about(), max_attempts, most)
 
@@ -211,24 +146,6 @@ class PostgresStore:
         self._noted(row["now"], asked)
         ends = [row[name] for name in ("lease", "deadline") if row[name] is not None]
         return row["due"], min(ends, default=None)
-
-    async def list_jobs(
-        self, tenant: str | None, state: int | None, job: int | None, most: int
-    ) -> list[dict[str, Any]]:
-        """The newest jobs first: numbers, times and kinds, no prompts and no results."""
-        async with self._connections.connection() as connection:
-            return [dict(row) for row in await operations.list_jobs(connection, tenant, state, job, most)]
-
-    async def revive(self, job: int) -> bool:
-        """Let a job that failed or was cancelled wait again. False if there is no such job."""
-        async with self._connections.transaction() as connection:
-            return await operations.revive(connection, job)
-
-    async def prune(self, most: int = 500) -> int:
-        """Forget results that were kept long enough, at most so many; how many that were."""
-        async with self._connections.connection() as connection:
-            done = await connection.execute(statement("prune"), self.about() - self.keep_ns, most)
-        return int(done.rpartition(" ")[2])
 
     # --- tenants --------------------------------------------------------------------------------------------
 
@@ -259,15 +176,26 @@ class PostgresStore:
             "levels": state.tenant().levels(row["now"]),
         }
 
+    async def see(self, request: Request) -> tuple[Account, int]:
+        """A tenant's buckets and slots, and the time; those of the request's quota if it was never seen."""
+        async with self._connections.connection() as connection:
+            row = await connection.fetchrow(statement("see_tenant"), request.tenant)
+        if row is None:
+            return Account(shape_of(request.quota), 0), 0
+        return rows.read_tenant(row).tenant(), row["now"]
+
     async def look(self, job: int, tenant: str) -> Known | None:
         """How a job stands; None if the tenant has none of that number."""
         async with self._connections.connection() as connection:
             row = await connection.fetchrow(statement("look"), job, tenant)
         return None if row is None else Known(*row)
 
-    def await_outcome(self, job: int) -> asyncio.Future[Outcome]:
-        """What will become of a job. All who ask in this process share it: shield it from a cancellation."""
-        return self._results.of(job, self.group)
+    def await_outcome(self, job: int, tenant: str | None = None) -> asyncio.Future[Outcome]:
+        """What will become of a job. All who ask in this process share it: shield it from a cancellation.
+
+        `tenant`: whose it is, if it is known to have been committed: then one that is gone was forgotten.
+        """
+        return self._results.of(job, self.group, tenant)
 
     # --- notifications --------------------------------------------------------------------------------------
 
@@ -276,6 +204,8 @@ class PostgresStore:
             "waitline_due": self._heard_due,
             "waitline_done": self._heard_done,
             "waitline_stop": self._heard_stop,
+            "waitline_session": self._heard_session,
+            "waitline_granted": self.home.heard,
         }
         await self._connections.listen(heard, self._caught_up)
 
@@ -287,11 +217,23 @@ class PostgresStore:
         for tell in self.on_stop:
             tell(int(text))
 
+    def _heard_session(self, text: str) -> None:
+        for tell in self.on_session:
+            tell(text)
+
     def _heard_done(self, text: str) -> None:
-        self._results.ended([int(job) for job in text.split()], self.group)
+        jobs = [int(job) for job in text.split()]
+        self._results.ended(jobs, self.group)
+        self.home.over(jobs)
 
     async def _caught_up(self) -> None:
         """After a new connection: look for whatever was told meanwhile."""
         await self._results.look_again()
         for tell in self.on_due:
             tell(0)
+        for free in self.on_session:
+            free(None)
+
+    def _leave(self) -> None:
+        self._results.close()
+        self.home.close()

@@ -14,7 +14,7 @@ from scheduler.core.policy import Outlook
 from scheduler.core.stored import StoredJob, TenantState
 from scheduler.errors import refused
 from scheduler.stores.postgres import rows
-from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.locked import Locked, configured
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Accepted, Request
 
@@ -143,6 +143,8 @@ class Batch:
             [request.key for request, _, _ in saved],
             [request.digest() for request, _, _ in saved],
             [request.prompt for request, _, _ in saved],
+            [request.home for request, _, _ in saved],
+            [None if request.home is None else job.arrival + request.lease for request, job, _ in saved],
         )
 
 
@@ -157,7 +159,8 @@ async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]
     row = await connection.fetchrow(statement("see_tenant"), request.tenant)
     if row is None:
         now = await connection.fetchval("select waitline.now_ns()")
-        state = TenantState.new(request.tenant, request.quota, now)
+        given = await configured(connection, [request.tenant])
+        state = TenantState.new(request.tenant, given.get(request.tenant, request.quota), now)
     else:
         state = rows.read_tenant(row)
         now = max(row["now"], state.as_of)

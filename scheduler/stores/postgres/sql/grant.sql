@@ -20,7 +20,7 @@ with saved as (
     update waitline.job as j
     set
         state = 1, place = null, returns = null, slot = u.slot, attempt = j.attempt + 1, tries = j.tries + 1,
-        worker = $10, lease = $14 + $15
+        worker = coalesce(j.home, $10), lease = greatest(j.lease, $14 + $15)
     from unnest($8::bigint[], $9::bigint[]) as u (id, slot)
     where j.id = u.id
     returning j.id, j.attempt, j.tries, j.prompt

@@ -4,7 +4,8 @@ with clock as materialized (select waitline.now_ns() as now)
 select
     clock.now, t.name as tenant,
     (select min(returns) from waitline.job where tenant = t.name and returns > clock.now) as next_return,
-    j.id, j.arrival, j.promised, j.head_start, j.deadline, j.max_wait, j.cost, j.session, j.paid, j.returns
+    exists (select from waitline.job where tenant = t.name and home is not null and state = 0) as homes,
+    j.id, j.arrival, j.promised, j.head_start, j.deadline, j.max_wait, j.cost, j.session, j.paid, j.home, j.returns
 from clock
 cross join unnest($1::text[]) as t (name)
 left join lateral (

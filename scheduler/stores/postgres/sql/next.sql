@@ -2,5 +2,8 @@
 select
     waitline.now_ns() as now,
     (select min(due) from waitline.tenant where due is not null) as due,
-    (select min(lease) from waitline.job where state = 1) as lease,
+    least(
+        (select min(lease) from waitline.job where state = 1),
+        (select min(lease) from waitline.job where state = 0 and home is not null)
+    ) as lease,
     (select min(deadline) from waitline.job where state = 0 and deadline is not null) as deadline

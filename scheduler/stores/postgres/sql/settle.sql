@@ -16,6 +16,8 @@ with saved as (
         prompt = case when u.state = 2 then null else j.prompt end
     from unnest($8::bigint[], $9::smallint[], $10::text[], $11::text[]) as u (id, state, result, kind)
     where j.id = u.id
+), left_for_good as (
+    delete from waitline.job where id = any($22::bigint[])
 ), again as (
     update waitline.job as j
     set

@@ -1,0 +1,82 @@
+"""Forget: what a tenant left behind goes; what it used of its limits stays while it makes a difference."""
+
+from __future__ import annotations
+
+from asyncpg import Connection
+
+from scheduler.core.stored import TenantState
+from scheduler.core.tenant import Echo
+from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.settling import withdraw
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import CANCELLED
+
+PAGE = 5000
+"""Jobs, of whatever tenant, that are looked through in one transaction."""
+
+DROPPED = 20
+"""Tenants in one transaction."""
+
+
+async def forget_jobs(connection: Connection, tenant: str, after: int, last: int) -> int | None:
+    """Forget a tenant's jobs among the next ones after a number; where to go on, None at the end.
+
+    Those that wait are cancelled; their rows stay without content, for their callers to hear of it. Those
+    that run are marked and their workers told. The rest is deleted.
+    """
+    (page,) = await connection.fetch(statement("page_of_jobs"), tenant, after, last, PAGE)
+    if page["jobs"]:
+        # Under the lock of the tenant from here on: no job of it changes its state meanwhile.
+        jobs = [(job, tenant) for job in page["jobs"]]
+        told = await withdraw(connection, jobs, CANCELLED, "cancelled")
+        running = await connection.fetch(statement("forget_running"), page["jobs"])
+        await connection.execute(statement("forget_ended"), page["jobs"], told)
+        for row in running:
+            await connection.execute("select pg_notify('waitline_stop', $1)", str(row["id"]))
+    end: int | None = page["last"]
+    return end
+
+
+async def mark(connection: Connection, tenant: str) -> None:
+    """Have a tenant's row looked at later: it goes once its buckets are full and it has no jobs."""
+    await connection.execute("update waitline.tenant set forgotten = 0 where name = $1", tenant)
+
+
+def idle_at(state: TenantState, now: int) -> int:
+    """When a tenant without jobs has full buckets, and those it refused would be through."""
+    tenant = state.tenant()
+    if state.echo is not None:
+        zeros, time, last, _ = state.echo
+        echo = Echo(zeros, now)
+        echo.time, echo.last = time, last
+        tenant.echoes = {"": echo}
+    return tenant.idle_at()
+
+
+async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
+    """Delete the rows of forgotten tenants whose absence would change no decision; how many.
+
+    A row that still counts is looked at again later: when it is idle by itself, or else when what is left of
+    its jobs may have been pruned.
+    """
+    due = await connection.fetch(
+        "select name from waitline.tenant where forgotten <= $1 order by forgotten limit $2", about, DROPPED
+    )
+    if not due:
+        return 0
+    locked = await Locked.these(connection, [row["name"] for row in due])
+    now = await locked.time(connection)
+    later: dict[str, int] = {}
+    for name, state in locked.states.items():
+        idle = idle_at(state, now)
+        if idle > now:
+            later[name] = idle
+    gone = await connection.fetch(
+        statement("drop_tenants"), [name for name in locked.states if name not in later]
+    )
+    left = {row["name"] for row in gone}
+    for name in locked.states:
+        if name not in left:
+            later.setdefault(name, now + keep)
+    await connection.execute(statement("look_later"), list(later), list(later.values()))
+    return len(left)

@@ -1,0 +1,93 @@
+"""What is kept and for how long, and what a person asks of a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scheduler.core.quota import NS, positive
+from scheduler.stores.configuration import Applied, Configuration
+from scheduler.stores.postgres import configuring, forgetting, operations
+from scheduler.stores.postgres.connections import Connections
+from scheduler.stores.postgres.conversations import Conversations
+from scheduler.stores.postgres.opened import Opened
+from scheduler.stores.postgres.statements import statement
+
+
+class Keeping(Opened):
+    """The store of what has been: results and conversations until they are pruned or forgotten."""
+
+    def __init__(
+        self, connections: Connections, migrate: bool, keep: float, keep_sessions: float | None
+    ) -> None:
+        super().__init__(connections, migrate)
+        self.keep_ns = int(positive("keep", keep) * NS)
+        self.keep_sessions_ns = (
+            None if keep_sessions is None else int(positive("keep_sessions", keep_sessions) * NS)
+        )
+        self.conversations = Conversations(connections)
+
+    async def list_jobs(
+        self, tenant: str | None, state: int | None, job: int | None, most: int
+    ) -> list[dict[str, Any]]:
+        """The newest jobs first: numbers, times and kinds, no prompts and no results."""
+        async with self._connections.connection() as connection:
+            return [dict(row) for row in await operations.list_jobs(connection, tenant, state, job, most)]
+
+    async def revive(self, job: int) -> bool:
+        """Let a job that failed or was cancelled wait again. False if there is no such job."""
+        async with self._connections.transaction() as connection:
+            return await operations.revive(connection, job)
+
+    async def prune(self, most: int = 500) -> int:
+        """Forget what was kept long enough, at most so many results and conversations; how many that were."""
+        about = self.about()
+        async with self._connections.connection() as connection:
+            done = await connection.execute(statement("prune"), about - self.keep_ns, most)
+            pruned = int(done.rpartition(" ")[2])
+        if self.keep_sessions_ns is not None:
+            pruned += await self.conversations.prune(about - self.keep_sessions_ns, most)
+        async with self._connections.transaction() as connection:
+            return pruned + await forgetting.drop_tenants(connection, about, self.keep_ns)
+
+    async def forget(self, tenant: str) -> None:
+        """Delete a tenant's prompts, results and conversations, cancel what waits, and stop what runs.
+
+        A few hundred jobs to a transaction, and repeated from the start it does no harm. What it costs is a
+        walk over the table of jobs.
+        """
+        async with self._connections.connection() as connection:
+            last = await connection.fetchval("select last_value from waitline.job_number")
+        after: int | None = 0
+        while after is not None:
+            async with self._connections.transaction() as connection:
+                after = await forgetting.forget_jobs(connection, tenant, after, last)
+        await self.conversations.forget(tenant)
+        async with self._connections.transaction() as connection:
+            await forgetting.mark(connection, tenant)
+
+    # --- configuration --------------------------------------------------------------------------------------
+
+    async def apply(self, configuration: Configuration) -> Applied:
+        """Let a configuration count from now on, unless a newer one does, and bring tenants in line with it.
+
+        The first transaction decides: from then on it counts for every tenant that is seen for the first
+        time. Those that are known follow in batches, each of which does nothing where nothing has to change:
+        after a failure the same call goes on. Raises ValueError for another content under the version that
+        counts.
+        """
+        async with self._connections.transaction() as connection:
+            found = await configuring.decide(connection, configuration)
+        if found > configuration.version:
+            return Applied(found, changed=0)
+        changed, after = 0, ""
+        while True:
+            async with self._connections.transaction() as connection:
+                after, some = await configuring.follow(connection, after)
+            changed += some
+            if not after:
+                return Applied(configuration.version, changed)
+
+    async def limits(self, tenant: str | None, most: int) -> list[dict[str, Any]]:
+        """Quotas of tenants by name, and where they come from; of one tenant, or of the first so many."""
+        async with self._connections.connection() as connection:
+            return await configuring.limits(connection, tenant, most)

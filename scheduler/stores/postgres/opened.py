@@ -1,0 +1,100 @@
+"""A store's life: open while somebody uses it, with a rough idea of the database's time."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from types import TracebackType
+from typing import Self
+
+from scheduler.core.quota import NS
+from scheduler.stores.postgres.connections import Connections
+from scheduler.stores.postgres.migrate import migrate
+
+
+class Opened:
+    """Connections, a task that listens and a task group, from the first time it is entered on."""
+
+    def __init__(self, connections: Connections, migrate: bool) -> None:
+        self._connections = connections
+        self._migrate = migrate
+        self._entered = 0
+        self._door = asyncio.Lock()
+        self._group: asyncio.TaskGroup | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._offset = 0
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        async with self._door:
+            if not self._entered:
+                await self._open()
+            self._entered += 1
+        return self
+
+    async def _open(self) -> None:
+        await self._connections.open()
+        try:
+            if self._migrate:
+                async with self._connections.connection() as connection:
+                    await migrate(connection)
+            await self.clock()
+        except BaseException:
+            await self._connections.close()
+            raise
+        self._group = await asyncio.TaskGroup().__aenter__()
+        self._listener = self._group.create_task(self._listen())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._door:
+            self._entered -= 1
+            if self._entered or self._group is None:
+                return
+            if self._listener is not None:
+                self._listener.cancel()
+            self._leave()
+            try:
+                await self._group.__aexit__(None, None, None)
+            finally:
+                self._group = None
+                await self._connections.close()
+
+    async def _listen(self) -> None:
+        """Hear what other processes tell, for ever."""
+        raise NotImplementedError
+
+    def _leave(self) -> None:
+        """Tell those who wait that nothing is heard any more."""
+        raise NotImplementedError
+
+    @property
+    def group(self) -> asyncio.TaskGroup:
+        """The tasks that live as long as the store is open."""
+        if self._group is None:
+            raise RuntimeError("the store is not open: use it in an `async with` block")
+        return self._group
+
+    # --- time -----------------------------------------------------------------------------------------------
+
+    def about(self) -> int:
+        """Roughly the database's time, in nanoseconds, without asking it."""
+        return monotonic_ns() + self._offset
+
+    def until(self, time: int) -> float:
+        """Seconds from now to a time of the database's clock, at least 0."""
+        return max(0, time - self.about()) / NS
+
+    def _noted(self, now: int, asked: int) -> None:
+        # From before the question: a guess that runs ahead finds what is due, one that lags behind does not.
+        self._offset = now - asked
+
+    async def clock(self) -> int:
+        """The database's time."""
+        async with self._connections.connection() as connection:
+            asked = monotonic_ns()
+            now = int(await connection.fetchval("select waitline.now_ns()"))
+        self._noted(now, asked)
+        return now
