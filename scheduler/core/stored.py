@@ -14,12 +14,12 @@ from scheduler.core.tenant import Tenant
 class StoredJob(Entry):
     """A job as a store keeps it: an entry of the engine with the number that the store gave it.
 
-    `number` orders the jobs of a line that arrived at the same time; `tenant` is the tenant's name; `since`
-    is when it joined its line: at its arrival, or when its backoff was over. `home` names the process of a
-    caller that runs its own work.
+    `sequence`, its number, orders the jobs of a line that arrived at the same time; `tenant` is the tenant's
+    name; `since` is when it joined its line: at its arrival, or when its backoff was over. `home` names the
+    process of a caller that runs its own work.
     """
 
-    __slots__ = ("number", "since", "tenant")
+    __slots__ = ("since", "tenant")
 
     home: str | None = None
 
@@ -30,7 +30,7 @@ class StoredJob(Entry):
 
     def renumber(self, number: int, arrival: int) -> None:
         """Give it its number, arrival and key: a store knows them once it holds its locks."""
-        self.number = self.sequence = number
+        self.sequence = number
         self.arrival = self.since = arrival
         self.key = ((arrival - self.head_start << SEQUENCE_BITS) + number) << RUN_BITS
 
@@ -38,7 +38,7 @@ class StoredJob(Entry):
         """Say what few jobs want; `deadline` in nanoseconds of the store's clock."""
         if head_start:
             self.head_start, self.plain = head_start, False
-            self.renumber(self.number, self.arrival)
+            self.renumber(self.sequence, self.arrival)
         if session is not None:
             self.session, self.plain = session, False
         if deadline is not None:

@@ -115,6 +115,7 @@ class DurableScheduler(Admission):
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
         request = self._request(tenant, prompt, **wishes)
+        await self.store.home.recorded(tenant)
         if connection is None:
             accepted = await self.store.submit(request)
         else:

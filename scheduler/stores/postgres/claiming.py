@@ -37,7 +37,7 @@ TOLD = 150
 
 
 class Claimed(NamedTuple):
-    """What a claim found: jobs in the order of their slots, whether there may be more, and the time.
+    """What a claim found: jobs in the order of their slots, and whether there may be more.
 
     `callers`: (id, slot) of those of the claiming process that run their own work. `moved`: whether any line
     is another one than before.
@@ -45,7 +45,6 @@ class Claimed(NamedTuple):
 
     claims: list[Claim]
     more: bool
-    now: int
     callers: Sequence[tuple[int, int]] = ()
     moved: bool = True
 
@@ -90,30 +89,30 @@ async def _decide(
             locked.states[row["tenant"]].due_by(row["next_return"])
     granted = [job for job in moved if job.state is RUNNING]
     gone = [job for job in moved if job.state is not RUNNING]
-    waiting = {job.number for job in back} - {job.number for job in moved}
+    waiting = {job.sequence for job in back} - {job.sequence for job in moved}
     left = {(job.tenant, job.session): _left(job, now) for job in gone if job.session is not None}
-    waiting.update(await unpark(connection, locked, left, [job.number for job in gone]))
+    waiting.update(await unpark(connection, locked, left, [job.sequence for job in gone]))
     saved = await connection.fetch(
         statement("grant"),
         *locked.columns(),
-        [job.number for job in granted],
+        [job.sequence for job in granted],
         [job.slot for job in granted],
         worker,
-        [job.number for job in gone],
+        [job.sequence for job in gone],
         [kind_of(job) for job in gone],
         [why(job) for job in gone],
         now,
         lease,
         sorted(waiting),
     )
-    await announce(connection, [job.number for job in gone])
+    await announce(connection, [job.sequence for job in gone])
     with_callers = {row["tenant"] for row in heads if row["homes"]}
     if with_callers:
         await _tell(connection, locked, granted, worker, with_callers & {job.tenant for job in moved})
     more = any(state.due is not None and state.due <= now for state in states) or len(states) >= TENANTS
-    ours = [(job.number, job.slot) for job in granted if job.home == worker]
+    ours = [(job.sequence, job.slot) for job in granted if job.home == worker]
     jobs = [job for job in granted if job.home is None]
-    return Claimed(_claims(jobs, saved, now + lease), more, now, ours, bool(moved or waiting))
+    return Claimed(_claims(jobs, saved, now + lease), more, ours, bool(moved or waiting))
 
 
 async def _tell(
@@ -124,7 +123,7 @@ async def _tell(
     The one who claimed may have nobody left in such a line, and whoever is first in it now need not be a
     worker's: so everybody looks again.
     """
-    told = [f"{job.number} {job.slot}" for job in granted if job.home not in {None, worker}]
+    told = [f"{job.sequence} {job.slot}" for job in granted if job.home not in {None, worker}]
     for at in range(0, len(told), TOLD):
         await connection.execute("select pg_notify('waitline_granted', $1)", " ".join(told[at : at + TOLD]))
     due = [state.due for state in locked.states.values() if state.name in moved and state.due is not None]
@@ -162,13 +161,13 @@ def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -
     by_id = {row["id"]: row for row in saved}
     return [
         Claim(
-            id=job.number,
+            id=job.sequence,
             tenant=job.tenant,
-            prompt=by_id[job.number]["prompt"],
+            prompt=by_id[job.sequence]["prompt"],
             session=job.session,
             cost=job.cost,
-            attempt=by_id[job.number]["attempt"],
-            tries=by_id[job.number]["tries"],
+            attempt=by_id[job.sequence]["attempt"],
+            tries=by_id[job.sequence]["tries"],
             arrival=job.arrival,
             promised=job.promised,
             slot=job.slot,

@@ -108,7 +108,7 @@ async def _requota(connection: Connection, locked: Locked, changed: Iterable[Wan
         jobs = {row["id"]: row for row in line if row["tenant"] == name}
         gone = ledger.requota(locked.states[name], quota, now, [rows.read_job(row) for row in jobs.values()])
         for job in gone:
-            settlement.leave(jobs[job.number], FAILED, why(job), kind_of(job))
+            settlement.leave(jobs[job.sequence], FAILED, why(job), kind_of(job))
     await settlement.save(connection)
 
 

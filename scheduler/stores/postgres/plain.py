@@ -35,7 +35,8 @@ def _bucket(quota: Quota) -> Bucket | None:
     return write_quota(quota), only.p, only.unit, only.capacity
 
 
-def _is_plain(request: Request) -> bool:
+def is_plain(request: Request) -> bool:
+    """Whether the database may judge it: one request, and nothing that few jobs want."""
     return (
         request.cost == ONE
         and not request.head_start
@@ -47,9 +48,7 @@ def _is_plain(request: Request) -> bool:
 
 
 async def submit(connection: Connection, requests: Sequence[Request]) -> list[Accepted] | None:
-    """Accept all requests, or none and return None: then they are for the general rules to decide."""
-    if not all(map(_is_plain, requests)):
-        return None
+    """Accept all plain requests, or none and return None: then they are for the general rules to decide."""
     lines: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         lines[request.tenant].append(index)

@@ -281,6 +281,6 @@ async def set_quota(connection: Connection, tenant: str, quota: Quota, first: Qu
     gone = ledger.requota(locked.states[tenant], quota, now, [rows.read_job(row) for row in line])
     by_id = {row["id"]: row for row in line}
     for job in gone:
-        settlement.leave(by_id[job.number], FAILED, why(job), kind_of(job))
+        settlement.leave(by_id[job.sequence], FAILED, why(job), kind_of(job))
     await settlement.save(connection)
     await connection.execute(statement("set_quota"), tenant, rows.write_quota(quota))

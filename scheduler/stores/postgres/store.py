@@ -76,10 +76,11 @@ class PostgresStore(Keeping):
             self.cancel_soon(answer.id, request.tenant)
 
     async def _submit(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        async with self._connections.connection() as connection:
-            answers = await plain.submit(connection, requests)
-        if answers is not None:
-            return answers
+        if all(map(plain.is_plain, requests)):
+            async with self._connections.connection() as connection:
+                answers = await plain.submit(connection, requests)
+            if answers is not None:
+                return answers
         async with self._connections.transaction() as connection:
             return await submitting.submit(connection, requests)
 

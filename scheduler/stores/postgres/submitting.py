@@ -113,7 +113,7 @@ class Batch:
             insort(line, job, key=_key)
         self._saved.append((request, job, parked > 0))
         start = found.promised, found.expected
-        accepted = Accepted(job.number, found.position, now, *start, job.expires or 0)
+        accepted = Accepted(job.sequence, found.position, now, *start, job.expires or 0)
         if request.key is not None and digest is not None:
             self._keys[request.tenant, request.key] = digest, accepted._replace(new=False)
         return accepted
@@ -128,7 +128,7 @@ class Batch:
             [state.due for state in states],
             [rows.write_echo(state.echo) for state in states],
             self._locked.sooner(),
-            [job.number for _, job, _ in saved],
+            [job.sequence for _, job, _ in saved],
             [request.tenant for request, _, _ in saved],
             [None if outside else job.arrival - job.head_start for _, job, outside in saved],
             [job.arrival for _, job, _ in saved],
