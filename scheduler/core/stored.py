@@ -65,7 +65,8 @@ class TenantState:
     work: list[int] = field(default_factory=list)
     due: int | None = None
     echo: tuple[list[int], int, int, int] | None = None
-    _shape: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
+    limits: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
+    """A quota and its shape, kept because to find the shape costs more than all that is asked of it."""
 
     @classmethod
     def new(cls, name: str, quota: Quota, now: int) -> TenantState:
@@ -76,11 +77,9 @@ class TenantState:
     @property
     def shape(self) -> Shape:
         """Its quota, ready for arithmetic."""
-        known = self._shape
-        if known is None or known[0] is not self.quota:
-            # Kept, since to look a quota up costs more than all that is asked of its shape.
-            self._shape = known = self.quota, shape_of(self.quota)
-        return known[1]
+        if self.limits is None or self.limits[0] is not self.quota:
+            self.limits = self.quota, shape_of(self.quota)
+        return self.limits[1]
 
     def tenant(self) -> Tenant:
         """What the engine decides over."""

@@ -17,10 +17,12 @@ from scheduler.stores.postgres.settling import announce, kind_of, unpark, why
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Claim
 
+DUE = "select * from waitline.due_lines($1, $2, $3, $4, $5)"
+
 TENANTS = 100
 """Tenants in one transaction."""
 
-JOBS = 200
+JOBS = 400
 """Jobs of one line in one transaction."""
 
 
@@ -51,11 +53,8 @@ class Claimed(NamedTuple):
 
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
     """Grant at most `slots` jobs for `lease` nanoseconds. None if nothing was due `about` now."""
-    found = await connection.fetch(statement("due_tenants"), about + AHEAD, min(slots, TENANTS))
-    if not found:
-        return None
-    most = min(JOBS, max(1, 2 * slots // len(found)))
-    return await _decide(connection, found, worker, slots, most, lease)
+    found = await connection.fetch(DUE, about + AHEAD, None, min(slots, TENANTS), slots, JOBS)
+    return await _decide(connection, found, worker, slots, lease) if found else None
 
 
 async def claim_callers(
@@ -65,24 +64,24 @@ async def claim_callers(
 
     A job is not passed: whoever stands behind one that is due waits until a worker has taken it.
     """
-    found = await connection.fetch(statement("due_of"), about + AHEAD, TENANTS, tenants)
-    return await _decide(connection, found, home, 0, CALLERS, lease) if found else None
+    found = await connection.fetch(DUE, about + AHEAD, tenants, TENANTS, TENANTS * CALLERS, CALLERS)
+    return await _decide(connection, found, home, 0, lease) if found else None
 
 
 async def _decide(
-    connection: Connection, found: Sequence[Record], worker: str, slots: int, most: int, lease: int
+    connection: Connection, found: Sequence[Record], worker: str, slots: int, lease: int
 ) -> Claimed:
-    """Let the core grant over the first `most` jobs of the lines of locked tenants, and save that."""
-    locked = Locked(map(rows.read_tenant, found))
-    states = list(locked.states.values())
-    heads = await connection.fetch(statement("heads"), list(locked.states), most)
+    """Let the core grant over the first jobs of the lines of locked tenants, and save that."""
+    heads = [row for row in found if row["id"] is None]
+    locked = Locked(map(rows.read_tenant, heads))
+    states, most = list(locked.states.values()), heads[0]["most"]
     now = locked.not_before(heads[0]["now"])
-    jobs, back = _read(heads, most)
+    jobs, back = _read(found[len(heads) :], most)
     for job in back:  # their backoff is over: they are in line from here on
         if not job.paid:
             locked.states[job.tenant].add_work(job.cost, 1)
     loaded = Counter(job.tenant for job in jobs)
-    whole = frozenset(name for name in locked.states if loaded[name] < most)
+    whole = frozenset(s.name for s in states if loaded[s.name] < most or loaded[s.name] == s.waiting)
     moved = ledger.grant(states, jobs, slots, now, whole)
     for row in heads:
         if row["next_return"] is not None:
@@ -131,16 +130,14 @@ async def _tell(
         await connection.execute("select pg_notify('waitline_due', $1)", str(min(due)))
 
 
-def _read(heads: Sequence[Record], most: int) -> tuple[list[StoredJob], list[StoredJob]]:
+def _read(found: Sequence[Record], most: int) -> tuple[list[StoredJob], list[StoredJob]]:
     """The jobs to grant from, and all whose backoff is over.
 
     Where a line goes on behind what was loaded, nobody may pass who stands there.
     """
     jobs, back = [], []
     lines: dict[str, list[StoredJob]] = defaultdict(list)
-    for row in heads:
-        if row["id"] is None:
-            continue
+    for row in found:
         job = rows.read_job(row)
         jobs.append(job)
         if row["returns"] is None:

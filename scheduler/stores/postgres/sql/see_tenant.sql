@@ -1,6 +1,6 @@
 -- A tenant's row and the time, without a lock.
 select
     (select waitline.now_ns()) as now,
-    name, quota, origin, zeros::text as zeros, work::text as work, running, waiting, as_of, due, echo
+    name as tenant, quota, origin, zeros::text as zeros, work::text as work, running, waiting, as_of, due, echo
 from waitline.tenant
 where name = $1
