@@ -3,69 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import signal
 from contextlib import suppress
-from typing import Any
 
-from scheduler.core.entry import ENDED
-from scheduler.core.entry import RUNNING as GRANTED
-from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, nanoseconds, positive, whole
-from scheduler.errors import Retry
-from scheduler.runtime.grant import current_turn
-from scheduler.runtime.job import Handler, Job
+from scheduler.core.agenda import Agenda
+from scheduler.core.quota import NS, positive, whole
+from scheduler.runtime.job import Handler
+from scheduler.runtime.tries import Try
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.connections import FIRST_PAUSE, LONGEST_PAUSE, LOST, SAFETY
-from scheduler.stores.results import dump
-from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
+from scheduler.stores.values import Again, Claim, Ended
 
 PRUNING = 60.0
 """Seconds between looks for results that were kept long enough."""
 
-POLICY = Policy()
+LOOK = 1.0
+"""Seconds after which a worker that never finds itself idle looks for leases and deadlines that are over."""
 
+SHORTEST, LONGEST = 0.001, 0.032
+"""Seconds to wait where all that is due is in another one's hands: doubled from the first to the longest."""
 
-class WorkerJob(Job):
-    """One job as its handler sees it, in a worker."""
-
-    __slots__ = ("claim",)
-
-    def __init__(self, store: Any, claim: Claim) -> None:
-        super().__init__(store, claim.tenant, "", POLICY, claim.cost)
-        self.arrival, self.promised, self.slot = claim.arrival, claim.promised, claim.slot
-        self.sequence, self.session, self.expires = claim.id, claim.session, claim.deadline
-        self.state = GRANTED
-        self.prompt, self.timeout = json.loads(claim.prompt), None
-        self.claim = claim
-        self.attempt = claim.attempt
-        self.tries = claim.tries
-
-    @property
-    def id(self) -> str:
-        """The number that the store gave it."""
-        return str(self.claim.id)
-
-
-class Run:
-    """One try under way, from its claim until it is recorded."""
-
-    __slots__ = ("begun", "claim", "over", "reason", "task")
-
-    task: asyncio.Task[None]
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self.begun = self.over = False
-        self.reason: str | None = None
-
-    def interrupt(self, reason: str) -> None:
-        """Cancel the handler, once. One that has ended stays as it ended: that only has to be recorded."""
-        if self.reason is None and not self.over:
-            self.reason = reason
-            if self.begun:  # a task that is cancelled before its first step never gets to record anything
-                self.task.cancel()
+GIVE_UP = 3
+"""Calls of `stop` after which nothing is waited for."""
 
 
 class Worker:
@@ -93,20 +53,29 @@ class Worker:
         self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._run_timeout = float(positive("run_timeout", run_timeout))
         self.name = secrets.token_hex(8) if name is None else name
-        self._runs: set[Run] = set()
+        self._tries: set[Try] = set()  # until they are recorded, so that their leases are renewed
+        self._running = 0
+        self._over: list[tuple[Try, Ended | Again]] = []
+        self._limits: Agenda[tuple[float, int, str, Try]] = Agenda()
+        self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
+        self._recordable = asyncio.Event()
+        self._looked = 0.0
         self._stopping = 0
         self.done = 0
 
     # --- life -----------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """The first call: claim no more, finish what runs. The second: cancel what runs, and give it back."""
+        """The first call: claim no more, finish what runs. The second: cancel what runs, and give it back.
+
+        The third: wait no longer for a database that is away; what is not recorded is left to its leases.
+        """
         self._stopping += 1
         self._wake.set()
         if self._stopping > 1:
-            for run in self._runs:
-                run.interrupt("stopped")
+            for one in self._tries:
+                one.interrupt("stopped")
 
     async def run(self) -> None:
         """Work until `stop` is called. SIGTERM and SIGINT call it, where the loop can handle signals."""
@@ -117,14 +86,16 @@ class Worker:
         async with self._store as store, asyncio.TaskGroup() as group:
             store.on_due.append(self._due)
             store.on_stop.append(self._asked_to_stop)
-            beating, pruning = group.create_task(self._beat()), group.create_task(self._prune())
+            besides = [group.create_task(work()) for work in (self._beat, self._prune, self._record)]
             try:
                 await self._work(group)
-                while self._runs:
-                    await asyncio.wait([run.task for run in self._runs])
+                while self._tries and self._stopping < GIVE_UP:
+                    await self._woken(None)
             finally:
-                beating.cancel()
-                pruning.cancel()
+                for task in (*besides, *(one.task for one in self._tries)):
+                    task.cancel()
+                if self._timer is not None:
+                    self._timer.cancel()
                 store.on_due.remove(self._due)
                 store.on_stop.remove(self._asked_to_stop)
                 for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,24 +105,48 @@ class Worker:
     def _due(self, _: int) -> None:
         self._wake.set()
 
+    async def _woken(self, wait: float | None) -> None:
+        """Return when something has happened since the last time, or after `wait` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await self._wake.wait()
+        self._wake.clear()
+
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Claim and start jobs until it is time to stop; wait for the next thing that happens in between."""
-        pause = FIRST_PAUSE
+        pause, crowded = FIRST_PAUSE, SHORTEST
         while not self._stopping:
             self._wake.clear()
             try:
-                free = self._concurrency - len(self._runs)
-                claimed = await self._store.claim(self.name, free) if free else None
-                for claim in claimed.claims if claimed is not None else ():
-                    self._start(claim, group)
-                if claimed is not None and claimed.more and self._concurrency > len(self._runs):
-                    continue
-                wait = await self._next()
+                wait, crowded = await self._claim(group, crowded)
                 pause = FIRST_PAUSE
             except LOST:
                 wait, pause = pause, min(LONGEST_PAUSE, 2 * pause)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait)
+            if wait:
+                await self._woken(wait)
+
+    async def _claim(self, group: asyncio.TaskGroup, crowded: float) -> tuple[float, float]:
+        """Start what is due and there is room for; seconds until there may be more, unless woken before.
+
+        `crowded`: seconds to wait where all that is due is in another one's hands, and what to wait then.
+        """
+        room = self._room
+        claimed = await self._store.claim(self.name, room) if room else None
+        for claim in claimed.claims if claimed is not None else ():
+            self._start(claim, group)
+        until_look = self._looked + LOOK - asyncio.get_running_loop().time()
+        if until_look > 0 and (not room or (claimed is not None and claimed.more)):
+            # More is due, or will be told when there is room for it.
+            return (0.0 if self._room else until_look), SHORTEST
+        wait = await self._next()
+        if claimed is None and room and wait == 0:
+            return crowded, min(LONGEST, 2 * crowded)
+        return wait, SHORTEST
+
+    @property
+    def _room(self) -> int:
+        """How many jobs more it can take; many that have ended and are not recorded yet count as well."""
+        return min(self._concurrency - self._running, 2 * self._concurrency - len(self._tries))
 
     async def _next(self) -> float:
         """Seconds until something happens by itself, after rescuing what was due for that."""
@@ -159,8 +154,8 @@ class Worker:
         if lost is not None and self._store.until(lost) == 0.0:
             await self._store.rescue(self._max_attempts)
             due, lost = await self._store.next()
-        full = len(self._runs) >= self._concurrency
-        times = [time for time in (None if full else due, lost) if time is not None]
+        self._looked = asyncio.get_running_loop().time()
+        times = [time for time in (due if self._room else None, lost) if time is not None]
         return min([SAFETY, *(self._store.until(time) for time in times)])
 
     # --- leases ---------------------------------------------------------------------------------------------
@@ -170,16 +165,16 @@ class Worker:
         interval = self._store.lease_ns / NS / 3
         while True:
             await asyncio.sleep(interval)
-            runs = list(self._runs)
-            if not runs:
+            tries = list(self._tries)
+            if not tries:
                 continue
             with suppress(*LOST):
-                held = await self._store.beat([run.claim for run in runs])
-                for run in runs:
-                    if run.claim.id not in held:
-                        run.interrupt("lost")
-                    elif held[run.claim.id]:
-                        run.interrupt("cancelled")
+                held = await self._store.beat([one.claim for one in tries])
+                for one in tries:
+                    if one.claim.id not in held:
+                        one.interrupt("lost")
+                    elif held[one.claim.id]:
+                        one.interrupt("cancelled")
 
     async def _prune(self) -> None:
         """Forget results that were kept long enough, a few at a time."""
@@ -190,91 +185,74 @@ class Worker:
             await asyncio.sleep(PRUNING)
 
     def _asked_to_stop(self, job: int) -> None:
-        for run in self._runs:
-            if run.claim.id == job:
-                run.interrupt("cancelled")
+        for one in self._tries:
+            if one.claim.id == job:
+                one.interrupt("cancelled")
 
     # --- jobs -----------------------------------------------------------------------------------------------
 
     def _start(self, claim: Claim, group: asyncio.TaskGroup) -> None:
-        run = Run(claim)
         if claim.tries > 1:  # an earlier try may still be under way here, with its lease lost unnoticed
-            for other in self._runs:
+            for other in self._tries:
                 if other.claim.id == claim.id:
                     other.interrupt("lost")
-        self._runs.add(run)
-        run.task = group.create_task(self._perform(run))
+        one = Try(claim)
+        self._tries.add(one)
+        self._running += 1
+        self._limit(one)
+        one.task = group.create_task(self._perform(one))
 
-    async def _perform(self, run: Run) -> None:
-        """Run one try, and record how it ended."""
-        run.begun = True
+    async def _perform(self, one: Try) -> None:
+        """Run one try, and have it recorded how it ended. Its slot is free for another job meanwhile."""
+        ending = None
         try:
-            ending = await self._try(run)
-            run.over = True
-            if ending is not None:
-                recorded = await self._store.settle(ending)  # not in one line: others count meanwhile
-                self.done += recorded
+            ending = await one.run(self._handler, self._store, self._max_attempts)
         finally:
-            self._runs.discard(run)
+            one.over = True
+            self._running -= 1
+            if one.placed is not None:
+                self._limits.drop(one)
+            self._wake.set()
+            if ending is None:
+                self._tries.discard(one)
+            else:
+                self._over.append((one, ending))
+                self._recordable.set()
+
+    async def _record(self) -> None:
+        """Record how tries ended: all that have ended while the ones before were recorded at once."""
+        while True:
+            await self._recordable.wait()
+            self._recordable.clear()
+            over, self._over = self._over, []
+            held = await self._store.record([ending for _, ending in over])
+            self.done += sum(held)
+            self._tries.difference_update(one for one, _ in over)
             self._wake.set()
 
-    async def _try(self, run: Run) -> Ended | Again | None:
-        claim = run.claim
-        job = WorkerJob(self._store, claim)
-        if run.reason is not None:
-            return self._interrupted(run, job)
-        current_turn.set(job)
-        limit, which = self._run_timeout, "run_timeout"
+    # --- limits of time -------------------------------------------------------------------------------------
+
+    def _limit(self, one: Try) -> None:
+        """Have a try interrupted when its time is over: one timer for all of them."""
+        limit, which, claim = self._run_timeout, "run_timeout", one.claim
         if claim.deadline is not None and self._store.until(claim.deadline) <= limit:
             limit, which = self._store.until(claim.deadline), "timeout"
-        bound = asyncio.timeout(limit)
-        try:
-            async with bound:
-                result = await self._handler(job)
-            return self._done(claim, job, result)
-        except Retry as retry:
-            return self._again(claim, job, retry)
-        except asyncio.CancelledError:
-            return self._interrupted(run, job)
-        except TimeoutError as error:
-            return self._ended(claim, job, FAILED, kind=which if bound.expired() else type(error).__name__)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded
-            return self._ended(claim, job, FAILED, kind=kind_of(error))
-        finally:
-            job.state = ENDED
+        end = asyncio.get_running_loop().time() + limit
+        self._limits.put((end, claim.id, which, one))
+        if self._timer is None or end < self._timer.when():
+            self._arm(end)
 
-    def _ended(
-        self, claim: Claim, job: Job, state: int, result: str | None = None, kind: str | None = None
-    ) -> Ended:
-        return Ended(claim.id, claim.tenant, claim.tries, state, result, kind, job.usage)
+    def _arm(self, end: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(end, self._time_over)
 
-    def _done(self, claim: Claim, job: Job, result: Any) -> Ended:
-        try:
-            return self._ended(claim, job, DONE, dump(result))
-        except (TypeError, ValueError, RecursionError):
-            return self._ended(claim, job, FAILED, kind="result_is_not_json")
-
-    def _again(self, claim: Claim, job: Job, retry: Retry) -> Ended | Again:
-        """Another try after `Retry`, unless it was the last attempt or comes too late."""
-        kind = kind_of(retry.__cause__ or retry)
-        if not retry.refused and claim.attempt >= self._max_attempts:
-            return self._ended(claim, job, FAILED, kind=kind)
-        after = nanoseconds("after", retry.after)
-        if claim.deadline is not None and self._store.about() + after >= claim.deadline:
-            return self._ended(claim, job, FAILED, kind="timeout")
-        return Again(claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.usage)
-
-    def _interrupted(self, run: Run, job: Job) -> Ended | Again | None:
-        claim, reason = run.claim, run.reason
-        if reason == "cancelled":
-            return self._ended(claim, job, CANCELLED, kind="cancelled")
-        if reason == "lost":
-            return None  # somebody else has it
-        if reason is None:
-            raise asyncio.CancelledError  # the whole worker is torn down: the lease tells the others
-        return Again(claim.id, claim.tenant, claim.tries, counted=False, usage=job.usage)
-
-
-def kind_of(error: BaseException) -> str:
-    """What is recorded of a failure: a kind that an error names itself, or its type. Never its text."""
-    return str(getattr(error, "kind", type(error).__name__))
+    def _time_over(self) -> None:
+        self._timer, now = None, asyncio.get_running_loop().time()
+        while (first := self._limits.first()) is not None:
+            end, _, which, one = first
+            if end > now:
+                self._arm(end)
+                return
+            self._limits.pop()
+            one.interrupt(which)

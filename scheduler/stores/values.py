@@ -93,7 +93,10 @@ class Claim(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How an attempt ended for good: its result as JSON, or the kind of its failure."""
+    """How an attempt ended for good: its result as JSON, or the kind of its failure.
+
+    `plain`: it is a job's, of no session, that used as many requests as it cost.
+    """
 
     id: int
     tenant: str
@@ -102,6 +105,7 @@ class Ended(NamedTuple):
     result: str | None = None
     kind: str | None = None
     usage: Usage | None = None
+    plain: bool = False
 
 
 class Again(NamedTuple):

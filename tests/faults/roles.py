@@ -87,7 +87,7 @@ class Working:
         )
 
     def _killed(self, point: str) -> None:
-        self._kills.write(worker=self._role.name, point=point, runs=len(self._worker._runs))
+        self._kills.write(worker=self._role.name, point=point, runs=len(self._worker._tries))
 
     async def _handle(self, job: Job) -> dict[str, Any]:
         now, wall = time.monotonic_ns(), time.time_ns()

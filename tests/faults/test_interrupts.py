@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -78,10 +78,10 @@ async def test_results_that_are_being_recorded_when_the_worker_is_told_to_give_b
     dsn = await server.database()
 
     class Stopping(PostgresStore):
-        async def settle(self, ending: Any) -> bool:
+        async def record(self, endings: Sequence[Any]) -> Sequence[bool]:
             for _ in range(2):
                 asyncio.get_running_loop().call_soon(hurried.stop)
-            return await super().settle(ending)
+            return await super().record(endings)
 
     async with Scheduler(store=PostgresStore(dsn), quotas=QUICK) as scheduler:
         await scheduler.enqueue("t0", "x")

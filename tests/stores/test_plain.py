@@ -1,4 +1,4 @@
-"""Plain jobs are accepted in one round trip: the database judges them as the general rules do."""
+"""Plain jobs are accepted, and end, in one round trip: the database decides as the general rules do."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from scheduler import Cost, Policy, Quota, Rate
+from scheduler import Cost, Policy, Quota, Rate, Usage
 from scheduler.core.quota import NS, ONE
-from scheduler.stores.postgres import plain, submitting
-from scheduler.stores.values import Accepted, Request
+from scheduler.stores.postgres import plain, settling, submitting
+from scheduler.stores.values import DONE, FAILED, Accepted, Again, Claim, Ended, Request
 from tests.conformance.stored import VirtualStore, opened
 
 RATES = (
@@ -129,3 +129,90 @@ async def test_whatever_is_not_plain_is_left_to_the_general_rules(dsn: str, requ
             assert not plain.is_plain(request_) or await plain.submit(connection, [request_, other]) is None
         assert await store.rows("select name, waiting, work::text from waitline.tenant") == before
         assert (await store.submit(request_)).id  # and they accept it
+
+
+ENDS = """
+    select substr(tenant, 2), state, finished, result, kind, prompt, worker, lease, stop, slot
+    from waitline.job where tenant like $1 order by id
+"""
+
+
+def ended(draw: random.Random, claim: Claim) -> Ended:
+    """How a try of either side ended: the same for jobs of the same number in their lines."""
+    state, result, kind = draw.choice([(DONE, '"x"', None), (FAILED, None, "ValueError")])
+    usage = draw.choice([None, Usage(1, 7, 9)])
+    tries = claim.tries + draw.choice([0, 0, 0, 1])  # some no longer hold their jobs
+    return Ended(claim.id, claim.tenant, tries, state, result, kind, usage, plain=True)
+
+
+async def same_ends(store: VirtualStore, endings: list[list[Ended]]) -> list[bool] | None:
+    """End the tries of both sides, and compare answers and rows. What the plain side said."""
+    async with store._connections.connection() as connection:
+        told = await plain.settle(connection, endings[0])
+        transaction = connection.transaction()
+        await transaction.start()
+        general = await settling.settle(connection, endings[1])
+        if told is None:
+            await transaction.rollback()  # the plain side did nothing either
+        else:
+            await transaction.commit()
+            assert told == general
+        for query in (ROWS, ENDS):
+            plains, generals = [await connection.fetch(query, f"{side}%") for side in "pg"]
+            assert sorted(map(str, plains)) == sorted(map(str, generals))
+    return told
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_database_ends_plain_tries_as_the_general_rules_do(dsn: str, seed: int) -> None:
+    """Tenants with few slots and with many, and some whose quota has changed while their jobs ran."""
+    draw = random.Random(seed)
+    moved = left = 0
+    async with opened(dsn) as store:
+        quotas = {
+            f"t{number}": Quota(draw.choice(RATES[:2]), concurrency=number or None) for number in range(4)
+        }
+        held: dict[str, list[Claim]] = {"p": [], "g": []}
+        for _ in range(30):
+            await store.move(store.now + draw.choice([0, 1, 333_333_333, 5 * NS]))
+            for name in draw.choices(list(quotas), k=4):
+                for side in "pg":
+                    await store.submit(Request(side + name, '"x"', quotas[name], Policy(), ONE))
+            claimed = await store.claim("worker", 1000)
+            for claim in claimed.claims if claimed is not None else ():
+                held[claim.tenant[0]].append(claim)
+            if draw.random() < 0.2:
+                name = draw.choice(list(quotas))
+                tokens = draw.choice([None, Rate(5, burst=10**6)])
+                quotas[name] = Quota(
+                    draw.choice(RATES[:2]), input_tokens=tokens, concurrency=draw.randint(1, 3)
+                )
+                for side in "pg":
+                    await store.set_quota(side + name, quotas[name], quotas[name])
+            pairs = [sorted(held[side], key=lambda claim: (claim.tenant[1:], claim.id)) for side in "pg"]
+            assert [claim.tenant[1:] for claim in pairs[0]] == [claim.tenant[1:] for claim in pairs[1]]
+            chosen = [number for number in range(len(pairs[0])) if draw.random() < 0.6]
+            if not chosen:
+                continue
+            seeds = [draw.random() for _ in chosen]
+            endings = [
+                [ended(random.Random(seeds[at]), side[number]) for at, number in enumerate(chosen)]
+                for side in pairs
+            ]
+            told = await same_ends(store, endings)
+            if told is None:
+                left += 1
+                continue
+            moved += 1
+            for side, ends in zip("pg", endings, strict=True):
+                over = {end.id for end, was in zip(ends, told, strict=True) if was}
+                held[side] = [claim for claim in held[side] if claim.id not in over]
+    assert moved > 5
+    assert left > 0
+
+
+async def test_a_try_that_is_not_plain_is_left_to_the_general_rules(dsn: str) -> None:
+    async with opened(dsn) as store, store._connections.connection() as connection:
+        ending = Ended(1, "a", 1, DONE, "1")
+        assert await plain.settle(connection, [ending]) is None
+        assert await plain.settle(connection, [Again(1, "a", 1)]) is None

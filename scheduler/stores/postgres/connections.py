@@ -30,7 +30,7 @@ LOST = (
     asyncpg.OperatorInterventionError,
     asyncpg.TransactionRollbackError,
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
     asyncpg.InternalClientError,  # also of a connection that was told its end, and has not come to it yet
 )
 """What passes: the connection or the server is gone for a while, or transactions were in each other's way."""

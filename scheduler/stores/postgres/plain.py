@@ -1,8 +1,10 @@
-"""Submit, the plain case: one request each, of tenants with one bucket and nothing else, in one round trip.
+"""Submit and settle, the plain case: what nearly every job asks of the database, in one round trip each.
 
-The database itself judges such jobs, by the formula of `scheduler.core.outlook` for one bucket and the back
-of a line. Where it finds anything else (a tenant that it does not know, another quota than the one that is
-given, a job that its policy would refuse) it answers nothing, and `submitting` decides.
+The database itself judges jobs of one request each, of tenants with one bucket and nothing else, by the
+formula of `scheduler.core.outlook` for one bucket and the back of a line. Where it finds anything else (a
+tenant that it does not know, another quota than the one that is given, a job that its policy would refuse)
+it answers nothing, and `submitting` decides. In the same way it ends jobs that used what they cost, or leaves
+that to `settling`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from asyncpg import Connection
 from scheduler.core.account import UNLIMITED, shape_of
 from scheduler.core.quota import ONE, Quota
 from scheduler.stores.postgres.rows import write_quota
-from scheduler.stores.values import Accepted, Request
+from scheduler.stores.postgres.settling import Ending, payloads
+from scheduler.stores.values import Accepted, Ended, Request
 
 MOST = (1 << 31) - 1
 """Jobs that no line ever has."""
@@ -73,3 +76,28 @@ async def submit(connection: Connection, requests: Sequence[Request]) -> list[Ac
         for index, (number, ahead, now, start) in zip(order, rows, strict=True)
     }
     return [answers[index] for index in range(len(requests))]
+
+
+async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool] | None:
+    """Record how plain tries ended, and which of them still held their jobs.
+
+    None, and nothing recorded, if that is for the general rules to decide.
+    """
+    plain = [ending for ending in endings if isinstance(ending, Ended) and ending.plain]
+    if len(plain) < len(endings):
+        return None
+    recorded = await connection.fetchval(
+        "select waitline.settle_plain($1, $2, $3, $4, $5, $6, $7, $8)",
+        [ending.id for ending in plain],
+        [ending.tries for ending in plain],
+        [ending.state for ending in plain],
+        [ending.result for ending in plain],
+        [ending.kind for ending in plain],
+        list({ending.tenant for ending in plain}),
+        list({ending.tenant for ending in plain if ending.usage is not None}),
+        payloads([ending.id for ending in plain]),
+    )
+    if recorded is None:
+        return None
+    held = set(recorded)
+    return [place in held for place in range(1, len(plain) + 1)]

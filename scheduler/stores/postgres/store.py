@@ -55,7 +55,7 @@ class PostgresStore(Keeping):
         super().__init__(opened, migrate, keep, keep_sessions)
         self.lease_ns = int(positive("lease", lease) * NS)
         self._submits: Batches[Request, Answer] = Batches(self._submit, BATCH, self._unwanted)
-        self._endings: Batches[Ending, bool] = Batches(self._settle, BATCH)
+        self._endings: Batches[Ending, bool] = Batches(self.record, BATCH)
         self._results = Results(self._connections)
         self.home = Home(self, self._connections, self.lease_ns, self._endings)
         self.on_due: list[Callable[[int], None]] = [self.home.look]
@@ -97,18 +97,23 @@ class PostgresStore(Keeping):
             return await claiming.claim(connection, worker, slots, self.about(), self.lease_ns)
 
     async def settle(self, ending: Ending) -> bool:
-        """Record how a try ended. False if it no longer held its job: then nothing of it is recorded.
+        """See `record`; with others that come while a batch is under way."""
+        return await self._endings.do(ending, self.group)
+
+    async def record(self, endings: Sequence[Ending]) -> Sequence[bool]:
+        """Record how tries ended. False for one that no longer held its job: then nothing of it is recorded.
 
         A lost connection is ridden out: the record is fenced, so writing it twice does no harm.
         """
-        return await self._endings.do(ending, self.group)
+        return await patiently(partial(self._settle, endings))
 
     async def _settle(self, endings: Sequence[Ending]) -> Sequence[bool]:
-        async def once() -> Sequence[bool]:
-            async with self._connections.transaction() as connection:
-                return await settling.settle(connection, endings)
-
-        return await patiently(once)
+        async with self._connections.connection() as connection:
+            held = await plain.settle(connection, endings)
+        if held is not None:
+            return held
+        async with self._connections.transaction() as connection:
+            return await settling.settle(connection, endings)
 
     async def beat(self, claims: Iterable[Claim]) -> dict[int, bool]:
         """Renew leases: of those that still hold their job, whether somebody wants them stopped."""

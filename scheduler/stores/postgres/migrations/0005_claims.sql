@@ -70,3 +70,56 @@ begin
 end
 $$;
 comment on function waitline.due_lines is 'Locks tenants of which something is due about now (of those `names`, if given): a row for each, with the time now that the locks are held and `most`, how many jobs of a line were loaded at most; then the first jobs of their lines, and those whose backoff is over. `next_return` is when the next backoff of a tenant ends, `homes` whether callers wait that run their own work.';
+
+create function waitline.settle_plain(
+    ids bigint[], numbers integer[], states smallint[], results text[], kinds text[], owners text[], metered text[],
+    payloads text[]
+) returns bigint[]
+    language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    moment bigint;
+    recorded bigint[];
+    sooner boolean;
+begin
+    perform from waitline.tenant where name = any(owners) order by name for update;
+    if exists (select from waitline.tenant where name = any(metered) and quota like '%\_tokens"%') then
+        return null;
+    end if;
+    select greatest(waitline.now_ns(), max(as_of)) into moment from waitline.tenant where name = any(owners);
+    with ended as (
+        update waitline.job as j
+        set
+            state = u.state, result = u.result, kind = u.kind, finished = moment, worker = null, lease = null,
+            stop = false, prompt = case when u.state = 2 then null else j.prompt end
+        from unnest(ids, numbers, states, results, kinds) with ordinality as u (id, tries, state, result, kind, place)
+        where j.id = u.id and j.tries = u.tries and j.state = 1
+        returning u.place, j.tenant
+    ), freed as (
+        select t.name, count(*)::integer as jobs, t.waiting > 0 as anybody, t.due,
+            -- The tenant's last slot, or more than there are since it got fewer: those who wait for one move.
+            t.quota like '%"concurrency"%' and t.running >= (t.quota::json ->> 'concurrency')::integer as stirs
+        from ended
+        join waitline.tenant as t on t.name = ended.tenant
+        group by t.name
+    ), saved as (
+        update waitline.tenant as t
+        set
+            running = t.running - f.jobs,
+            as_of = case when f.stirs then moment else t.as_of end,
+            due = case when f.stirs and f.anybody then least(t.due, moment) else t.due end
+        from freed as f
+        where t.name = f.name
+    )
+    select
+        array(select place from ended),
+        (select coalesce(bool_or(stirs and anybody and (due is null or due > moment)), false) from freed)
+    into recorded, sooner;
+    if sooner then
+        perform pg_notify('waitline_due', moment::text);
+    end if;
+    perform pg_notify('waitline_done', part) from unnest(payloads) as u (part);
+    return recorded;
+end
+$$;
+comment on function waitline.settle_plain is 'Ends tries of jobs of no session that used what they cost, and answers which of them (counted from 1) still held their jobs; nothing, and leaves all as it was, if tenants that named a usage (`metered`) have limits that it may change: what the general way decides, in one round trip.';

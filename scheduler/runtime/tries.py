@@ -1,0 +1,126 @@
+"""One try of a stored job: what its handler sees, how it is interrupted, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from scheduler.core.entry import ENDED
+from scheduler.core.entry import RUNNING as GRANTED
+from scheduler.core.policy import Policy
+from scheduler.core.quota import nanoseconds
+from scheduler.errors import Retry
+from scheduler.runtime.grant import current_turn
+from scheduler.runtime.job import Handler, Job
+from scheduler.stores.results import dump
+from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
+
+POLICY = Policy()
+
+LONGEST_KIND = 200
+"""Characters of what is recorded of a failure."""
+
+
+class WorkerJob(Job):
+    """One job as its handler sees it, in a worker."""
+
+    __slots__ = ("claim",)
+
+    def __init__(self, store: Any, claim: Claim) -> None:
+        super().__init__(store, claim.tenant, "", POLICY, claim.cost)
+        self.arrival, self.promised, self.slot = claim.arrival, claim.promised, claim.slot
+        self.sequence, self.session, self.expires = claim.id, claim.session, claim.deadline
+        self.state = GRANTED
+        self.prompt, self.timeout = json.loads(claim.prompt), None
+        self.claim = claim
+        self.attempt = claim.attempt
+        self.tries = claim.tries
+
+    @property
+    def id(self) -> str:
+        """The number that the store gave it."""
+        return str(self.claim.id)
+
+
+class Try:
+    """One try under way, from its claim until it is recorded.
+
+    `reason`: why it was interrupted: cancelled, lost, stopped, timeout or run_timeout. `placed`: its item
+    among the time limits.
+    """
+
+    __slots__ = ("begun", "claim", "over", "placed", "reason", "task")
+
+    task: asyncio.Task[None]
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.begun = self.over = False
+        self.reason: str | None = None
+        self.placed: tuple[Any, ...] | None = None
+
+    def interrupt(self, reason: str) -> None:
+        """Cancel the handler, once. One that has ended stays as it ended: that only has to be recorded."""
+        if self.reason is None and not self.over:
+            self.reason = reason
+            if self.begun:  # a task that is cancelled before its first step never gets to record anything
+                self.task.cancel()
+
+    async def run(self, handler: Handler, store: Any, max_attempts: int) -> Ended | Again | None:
+        """Run the handler. How it ended, for the record; None if the job is somebody else's by now."""
+        self.begun = True
+        job = WorkerJob(store, self.claim)
+        if self.reason is not None:
+            return self._interrupted(job)
+        current_turn.set(job)
+        try:
+            result = await handler(job)
+            return self._done(job, result)
+        except Retry as retry:
+            return self._again(job, retry, store.about(), max_attempts)
+        except asyncio.CancelledError:
+            return self._interrupted(job)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded
+            return self._ended(job, FAILED, kind=kind_of(error))
+        finally:
+            job.state = ENDED
+
+    def _ended(self, job: Job, state: int, result: str | None = None, kind: str | None = None) -> Ended:
+        claim, usage = self.claim, job.usage
+        plain = claim.session is None and (usage is None or usage.requests == claim.cost.requests)
+        return Ended(claim.id, claim.tenant, claim.tries, state, result, kind, usage, plain)
+
+    def _done(self, job: Job, result: Any) -> Ended:
+        try:
+            return self._ended(job, DONE, dump(result))
+        except (TypeError, ValueError, RecursionError):
+            return self._ended(job, FAILED, kind="result_is_not_json")
+
+    def _again(self, job: Job, retry: Retry, about: int, max_attempts: int) -> Ended | Again:
+        """Another try after `Retry`, unless it was the last attempt or comes too late."""
+        claim, kind = self.claim, kind_of(retry.__cause__ or retry)
+        if not retry.refused and claim.attempt >= max_attempts:
+            return self._ended(job, FAILED, kind=kind)
+        after = nanoseconds("after", retry.after)
+        if claim.deadline is not None and about + after >= claim.deadline:
+            return self._ended(job, FAILED, kind="timeout")
+        return Again(claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.usage)
+
+    def _interrupted(self, job: Job) -> Ended | Again | None:
+        claim, reason = self.claim, self.reason
+        if reason in {"timeout", "run_timeout"}:
+            return self._ended(job, FAILED, kind=reason)
+        if reason == "cancelled":
+            return self._ended(job, CANCELLED, kind="cancelled")
+        if reason == "lost":
+            return None  # somebody else has it
+        if reason is None:
+            raise asyncio.CancelledError  # the whole worker is torn down: the lease tells the others
+        return Again(claim.id, claim.tenant, claim.tries, counted=False, usage=job.usage)
+
+
+def kind_of(error: BaseException) -> str:
+    """What is recorded of a failure: a kind that an error names itself, or its type. Never its text."""
+    kind = str(getattr(error, "kind", type(error).__name__))
+    return kind[:LONGEST_KIND].replace("\0", "")  # which no database column takes
