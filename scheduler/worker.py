@@ -18,9 +18,6 @@ from scheduler.stores.values import Again, Claim, Ended
 PRUNING = 60.0
 """Seconds between looks for results that were kept long enough."""
 
-LOOK = 1.0
-"""Seconds after which a worker that never finds itself idle looks for leases and deadlines that are over."""
-
 SHORTEST, LONGEST = 0.001, 0.032
 """Seconds to wait where all that is due is in another one's hands: doubled from the first to the longest."""
 
@@ -60,7 +57,9 @@ class Worker:
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._recordable = asyncio.Event()
-        self._looked = 0.0
+        self._next_due: int | None = None  # what is known, in nanoseconds of the database's clock
+        self._look_at = 0
+        self._crowded = SHORTEST
         self._stopping = 0
         self.done = 0
 
@@ -90,7 +89,8 @@ class Worker:
             try:
                 await self._work(group)
                 while self._tries and self._stopping < GIVE_UP:
-                    await self._woken(None)
+                    self._wake.clear()
+                    await self._wake.wait()
             finally:
                 for task in (*besides, *(one.task for one in self._tries)):
                     task.cancel()
@@ -102,7 +102,9 @@ class Worker:
                     with suppress(NotImplementedError, RuntimeError, ValueError):
                         loop.remove_signal_handler(number)
 
-    def _due(self, _: int) -> None:
+    def _due(self, time: int) -> None:
+        """Something may be due at `time` of the database's clock, if not before."""
+        self._next_due = time if self._next_due is None else min(time, self._next_due)
         self._wake.set()
 
     async def _woken(self, wait: float | None) -> None:
@@ -110,53 +112,60 @@ class Worker:
         with suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self._wake.wait()
-        self._wake.clear()
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Claim and start jobs until it is time to stop; wait for the next thing that happens in between."""
-        pause, crowded = FIRST_PAUSE, SHORTEST
+        pause = FIRST_PAUSE
         while not self._stopping:
             self._wake.clear()
             try:
-                wait, crowded = await self._claim(group, crowded)
+                wait = await self._turn(group)
                 pause = FIRST_PAUSE
             except LOST:
+                self._next_due, self._look_at = 0, 0
                 wait, pause = pause, min(LONGEST_PAUSE, 2 * pause)
             if wait:
                 await self._woken(wait)
 
-    async def _claim(self, group: asyncio.TaskGroup, crowded: float) -> tuple[float, float]:
-        """Start what is due and there is room for; seconds until there may be more, unless woken before.
-
-        `crowded`: seconds to wait where all that is due is in another one's hands, and what to wait then.
-        """
-        room = self._room
-        claimed = await self._store.claim(self.name, room) if room else None
-        for claim in claimed.claims if claimed is not None else ():
-            self._start(claim, group)
-        until_look = self._looked + LOOK - asyncio.get_running_loop().time()
-        if until_look > 0 and (not room or (claimed is not None and claimed.more)):
-            # More is due, or will be told when there is room for it.
-            return (0.0 if self._room else until_look), SHORTEST
-        wait = await self._next()
-        if claimed is None and room and wait == 0:
-            return crowded, min(LONGEST, 2 * crowded)
-        return wait, SHORTEST
+    async def _turn(self, group: asyncio.TaskGroup) -> float:
+        """Start what is due and there is room for; seconds until there may be more, unless woken before."""
+        store, room, claimed = self._store, self._room, None
+        if room and self._next_due is not None and store.until(self._next_due) == 0:
+            self._next_due = None  # what is heard from here on is news
+            claimed = await store.claim(self.name, room)
+            for claim in claimed.claims if claimed is not None else ():
+                self._start(claim, group)
+            if claimed is not None and claimed.more:
+                self._next_due = 0
+            else:
+                self._look_at = 0  # only the database knows what comes next
+        if store.until(self._look_at) == 0:
+            await self._look()
+            if claimed is not None or not room or self._next_due is None or store.until(self._next_due) > 0:
+                self._crowded = SHORTEST
+            else:  # all that is due is in another one's hands
+                self._crowded = min(LONGEST, 2 * self._crowded)
+                return self._crowded
+        times = (
+            [self._look_at] if self._next_due is None or not self._room else [self._look_at, self._next_due]
+        )
+        return store.until(min(times))
 
     @property
     def _room(self) -> int:
         """How many jobs more it can take; many that have ended and are not recorded yet count as well."""
         return min(self._concurrency - self._running, 2 * self._concurrency - len(self._tries))
 
-    async def _next(self) -> float:
-        """Seconds until something happens by itself, after rescuing what was due for that."""
+    async def _look(self) -> None:
+        """Ask when something happens by itself, and rescue what is due for that."""
         due, lost = await self._store.next()
-        if lost is not None and self._store.until(lost) == 0.0:
+        if lost is not None and self._store.until(lost) == 0:
             await self._store.rescue(self._max_attempts)
             due, lost = await self._store.next()
-        self._looked = asyncio.get_running_loop().time()
-        times = [time for time in (due if self._room else None, lost) if time is not None]
-        return min([SAFETY, *(self._store.until(time) for time in times)])
+        if due is not None:
+            self._next_due = due if self._next_due is None else min(due, self._next_due)
+        latest = self._store.about() + int(SAFETY * NS)
+        self._look_at = latest if lost is None else min(lost, latest)
 
     # --- leases ---------------------------------------------------------------------------------------------
 
