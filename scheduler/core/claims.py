@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scheduler.core.engine import Engine
-from scheduler.core.entry import Entry
+from scheduler.core.entry import Entry, State
 from scheduler.core.line import Line
 from scheduler.core.stored import StoredJob
 
@@ -33,3 +33,8 @@ class Claims(Engine):
         super()._grant(entry, time, now, start, line)
         if runs_elsewhere(entry):
             self.root.free += 1
+
+    def _end_waiting(self, entry: Entry, state: State, time: int) -> None:
+        super()._end_waiting(entry, state, time)
+        if isinstance(entry, StoredJob):
+            entry.since = time

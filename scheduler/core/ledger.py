@@ -176,7 +176,7 @@ def _restore(engine: Claims, time: int, job: StoredJob, shape: Shape) -> None:
     if never is None:
         engine.restore(time, job.tenant, "", job)
     else:  # its quota was changed while it stood outside of its line
-        job.state, job.refusal = REFUSED, Refusal(Reason.NEVER, 0, never)
+        job.state, job.refusal, job.since = REFUSED, Refusal(Reason.NEVER, 0, never), time
         engine.moved.append(job)
 
 

@@ -15,8 +15,8 @@ class StoredJob(Entry):
     """A job as a store keeps it: an entry of the engine with the number that the store gave it.
 
     `sequence`, its number, orders the jobs of a line that arrived at the same time; `tenant` is the tenant's
-    name; `since` is when it joined its line: at its arrival, or when its backoff was over. `home` names the
-    process of a caller that runs its own work.
+    name; `since` is when it joined its line, at its arrival or when its backoff was over, or when it left it
+    without a grant. `home` names the process of a caller that runs its own work.
     """
 
     __slots__ = ("since", "tenant")

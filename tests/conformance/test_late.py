@@ -37,6 +37,15 @@ async def test_the_next_of_a_session_follows_one_that_a_claim_ended(dsn: str, la
     assert found.grants["a"][5:] == [(5, 990 * MS), (7, 1990 * MS)]
 
 
+async def test_the_next_of_a_session_follows_one_that_can_never_go_on(dsn: str) -> None:
+    """Its quota got smaller while it was in backoff: it ends when that is over, however late it is noticed."""
+    script = [Op("offer", cost=Cost(2), session="s"), Op("retry", delay=NS, refused=True)]
+    script += [Op("set_quota", quota=Quota(Rate(3, burst=1))), Op("offer", gap=1, session="s")]
+    found = await same(dsn, {"a": TWO}, script, late=LATE)
+    assert found.ends == {0: "never"}
+    assert found.grants["a"] == [(0, 0), (1, NS)]
+
+
 @pytest.mark.parametrize(
     ("quota", "policy"),
     [

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from asyncpg import Connection, Record
 
 from scheduler.core import ledger
-from scheduler.core.entry import EXPIRED, RUNNING
+from scheduler.core.entry import RUNNING
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
@@ -89,7 +89,7 @@ async def _decide(
     granted = [job for job in moved if job.state is RUNNING]
     gone = [job for job in moved if job.state is not RUNNING]
     waiting = {job.sequence for job in back} - {job.sequence for job in moved}
-    left = {(job.tenant, job.session): _left(job, now) for job in gone if job.session is not None}
+    left = {(job.tenant, job.session): job.since for job in gone if job.session is not None}
     waiting.update(await unpark(connection, locked, left, [job.sequence for job in gone]))
     saved = await connection.fetch(
         statement("grant"),
@@ -147,11 +147,6 @@ def _read(found: Sequence[Record], most: int) -> tuple[list[StoredJob], list[Sto
             back.append(job)
     last = {tenant: line[-1].key for tenant, line in lines.items() if len(line) >= most}
     return [job for job in jobs if job.tenant not in last or job.key <= last[job.tenant]], back
-
-
-def _left(job: StoredJob, now: int) -> int:
-    """When a job gave up its place."""
-    return job.expires if job.state is EXPIRED and job.expires is not None else now
 
 
 def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -> list[Claim]:
