@@ -1,0 +1,89 @@
+"""A process of callers: people who ask for their turn, do something in it, or change their mind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+from scheduler import Grant, JobFailed, Scheduler, Usage
+from scheduler.stores.postgres import PostgresStore
+from scheduler.stores.postgres.connections import LOST
+from tests.faults.roles import PATIENT, Log, Role, trap_of
+
+
+class Asking:
+    """Callers of one process, of all of its tenants.
+
+    What they are about to do is logged before it is done: of each grant that ends, whether it was used.
+    """
+
+    def __init__(self, role: Role) -> None:
+        folder = Path(role.folder)
+        self._role = role
+        self._starts, self._wishes = Log(folder / "blocks"), Log(folder / "wishes")
+        self._inside = 0
+        self._trap = trap_of(role, lambda: self._inside > 0 or not role.holding, settle="end")
+
+    async def run(self) -> None:
+        role = self._role
+        store = PostgresStore(role.dsn, lease=role.lease, migrate=False)
+        store.home.name = role.name  # for the witness to know it by
+        async with (
+            Scheduler(store=store, quotas=role.quota, policy=PATIENT) as scheduler,
+            asyncio.TaskGroup() as group,
+        ):
+            for number in range(role.people):
+                group.create_task(self._person(scheduler, random.Random(f"{role.seed} {number}")))
+
+    async def _person(self, scheduler: Scheduler, rng: random.Random) -> None:
+        while True:
+            tenant = rng.choice(self._role.tenants)
+            try:
+                grant = scheduler.admit(tenant)
+                if rng.random() < 0.25:
+                    await self._change_mind(grant, rng)
+                else:
+                    await self._work(grant, rng)
+            except JobFailed as failed:
+                if failed.kind != "cancelled" or not is_forgotten(tenant):
+                    raise
+            except LOST:
+                await asyncio.sleep(0.05)
+
+    async def _work(self, grant: Grant, rng: random.Random) -> None:
+        async with grant:
+            self._starts.write(
+                job=grant.sequence,
+                tenant=grant.tenant,
+                at=time.monotonic_ns(),
+                wall=time.time_ns(),
+                slot=grant.slot,
+                worker=self._role.name,
+            )
+            self._inside += 1
+            try:
+                self._trap.passed("block.start")
+                await asyncio.sleep(rng.uniform(0, self._role.longest))
+                self._trap.passed("block.end")
+            finally:
+                self._inside -= 1
+            self._wishes.write(job=grant.sequence, used=True)
+
+    async def _change_mind(self, grant: Grant, rng: random.Random) -> None:
+        """Go away in line, or at the moment of the grant, or right after it."""
+        entering = asyncio.create_task(grant.__aenter__())
+        while not getattr(grant, "sequence", 0) and not entering.done():
+            await asyncio.sleep(0.005)
+        await asyncio.wait([entering], timeout=rng.uniform(0, 0.1))
+        self._wishes.write(job=getattr(grant, "sequence", 0), used=False)
+        entering.cancel()
+        await asyncio.wait([entering])
+        if not entering.cancelled():
+            entering.result().settle(Usage(0, 0, 0))
+
+
+def is_forgotten(tenant: str) -> bool:
+    """Whether somebody forgets this tenant now and then."""
+    return tenant.startswith("f")
