@@ -27,6 +27,13 @@ class Asking:
         self._trap = trap_of(role, lambda: self._inside > 0 or not role.holding, settle="end")
 
     async def run(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except LOST:  # the database was down when it began
+                await asyncio.sleep(0.1)
+
+    async def _run(self) -> None:
         role = self._role
         store = PostgresStore(role.dsn, lease=role.lease, migrate=False)
         store.home.name = role.name  # for the witness to know it by

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from time import monotonic_ns, time_ns
 from typing import Any
 
 from scheduler.core.account import shape_of
@@ -19,6 +21,9 @@ ROUNDING = 2
 """Nanoseconds: slots are exact moments, rounded up."""
 
 Row = dict[str, Any]
+
+Charge = tuple[int, int, int]
+"""When a permit was charged, and how many had been given back by then: at least and at most."""
 
 
 def tenant_is_served_by_law(
@@ -41,11 +46,11 @@ def tenant_is_served_by_law(
     if scale is None:
         return
     back = {event["job"] for event in events if event["what"] == "left" and not wishes.get(event["job"], True)}
-    slots = [event["slot"] for event in events if event["what"] == "granted" and event["job"] not in back]
-    too_many = excess(scale, slots, ROUNDING)
+    too_many = excess(scale, by_slots(events, back), ROUNDING)
     if too_many > 0:
         yield f"{name}: {too_many:.3f} permits above its rate, by slots"
-    yield from starts_keep_the_rate(name, scale, [*starts, *blocks])
+    returned = sorted(event["at"] for event in events if event["what"] == "left" and event["job"] in back)
+    yield from starts_keep_the_rate(name, scale, [*starts, *blocks], returned)
     if any(event["what"] == "left" and event["job"] not in wishes for event in events):
         return  # of one that was lost, and came back: what it wanted is not known
     zero, kept = replay(scale, events, back), read_numbers(row["z"])[0]
@@ -54,16 +59,34 @@ def tenant_is_served_by_law(
         yield f"{name}: {(kept - zero) / scale.unit:.6f} permits too few in the bucket"
 
 
-def starts_keep_the_rate(name: str, scale: Scale, starts: Sequence[Row]) -> Iterator[str]:
+def by_slots(events: Sequence[Row], back: Collection[int]) -> Iterator[Charge]:
+    """The charges of a tenant at their slots, in the order in which they were made."""
+    returned = 0
+    for event in in_order(event for event in events if event["what"] in ("granted", "left")):
+        if event["what"] == "granted":
+            yield event["slot"], returned, returned
+        elif event["job"] in back:
+            returned += 1
+
+
+def starts_keep_the_rate(
+    name: str, scale: Scale, starts: Sequence[Row], returned: Sequence[int]
+) -> Iterator[str]:
     """A grant may reach back by the catch-up cap, however late it is, and its start may be late by itself."""
     cap = max(CATCH_UP, scale.interval)
     late = max((line["after_grant"] for line in starts), default=0)
     back = max((line["after_slot"] - line["after_grant"] for line in starts), default=0)
     if back > cap + ROUNDING:
         yield f"{name}: a slot lies {back / NS:.3f} s before its grant"
-    too_many = excess(scale, [line["at"] for line in starts], cap + late)
+    # What is given back between two starts may be used again; by these clocks, about between them.
+    wall, slack = time_ns() - monotonic_ns(), cap + late
+    times = sorted(line["at"] for line in starts)
+    charges = (
+        (time, bisect(returned, time + wall - slack), bisect(returned, time + wall + slack)) for time in times
+    )
+    too_many = excess(scale, charges, slack)
     if too_many > 0:
-        yield f"{name}: {too_many:.3f} permits above its rate, by starts within {(cap + late) / NS:.3f} s"
+        yield f"{name}: {too_many:.3f} permits above its rate, by starts within {slack / NS:.3f} s"
 
 
 def in_order(events: Iterable[Row]) -> list[Row]:
@@ -106,13 +129,14 @@ def concurrency(name: str, quota: Quota, events: Sequence[Row]) -> Iterator[str]
         yield f"{name}: {most} jobs at once, {quota.concurrency} are allowed"
 
 
-def excess(scale: Scale, times: Sequence[int], late: int) -> float:
+def excess(scale: Scale, charges: Iterable[Charge], late: int) -> float:
     """By how many permits some interval holds more than burst + rate · (its length + `late`)."""
     worst, least = 0, None
-    for count, time in enumerate(sorted(times)):
+    for count, (time, before, after) in enumerate(charges):
         level = count * scale.unit - scale.p * time
-        least = level if least is None else min(least, level)
-        worst = max(worst, level - least + scale.unit)
+        first = level - before * scale.unit
+        least = first if least is None else min(least, first)
+        worst = max(worst, level - after * scale.unit - least + scale.unit)
     return (worst - scale.capacity - scale.p * late) / scale.unit
 
 

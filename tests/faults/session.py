@@ -75,8 +75,9 @@ class Round:
                     killers.create_task(self._kill())
             for task in background:
                 task.cancel()
-        if self._keys:
-            await (await self._scene.start("submitter", keys=tuple(self._keys))).ended
+        async with asyncio.timeout(20):
+            while self._keys and await (await self._again()).ended:  # if the database has just gone away
+                pass
         found = await self._scene.finish(forgotten=FORGOTTEN)
         missing = {key for _, key in self._keys} - {job["key"] for job in found.jobs.values()}
         assert not missing, f"{self._scene.title}: never accepted: {missing}"
@@ -89,6 +90,10 @@ class Round:
         self._tally.others["jobs that failed after all their attempts"] += sum(
             job["kind"] == "worker_lost" for job in found.jobs.values()
         )
+
+    async def _again(self) -> Process:
+        """Submit under all keys once more: what was not accepted so far is now."""
+        return await self._scene.start("submitter", keys=tuple(self._keys))
 
     # --- killing --------------------------------------------------------------------------------------------
 
@@ -132,7 +137,7 @@ class Round:
             await victim.kill()
             self._kills.append(Kill(victim.role.name, OUTSIDE, at))
         name = victim.role.name
-        assert victim.ended.result() == -signal.SIGKILL, f"{self._scene.title}: {name} ended by itself"
+        assert victim.ended.result() == -signal.SIGKILL, f"{name} ended by itself: {self._scene.errors()}"
         return self._note(victim) or OUTSIDE
 
     async def _kill_other(self, kind: str, point: str) -> str | None:

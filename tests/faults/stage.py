@@ -203,9 +203,12 @@ class Stage:
             task.cancel()
         wrong = audit.violations(found)
         if wrong:
-            errors = (self.folder / "errors").read_text()[-6000:]
-            raise AssertionError("\n".join([f"{self.title}:", *wrong[:40], errors]))
+            raise AssertionError("\n".join([f"{self.title}:", *wrong[:40], self.errors()]))
         return found
+
+    def errors(self) -> str:
+        """The last of what processes wrote that ended by an error."""
+        return (self.folder / "errors").read_text()[-6000:]
 
 
 @asynccontextmanager
