@@ -16,7 +16,7 @@ from tests.faults.session import play
 from tests.faults.stage import machine
 from tests.faults.tally import Tally
 
-EACH = 25
+EACH = 40
 """Kills in one round."""
 
 

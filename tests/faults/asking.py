@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from scheduler import Grant, JobFailed, Scheduler, Usage
+from scheduler import Grant, JobFailed, Quota, Scheduler, Usage
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.connections import LOST
 from tests.faults.roles import PATIENT, Log, Role, trap_of
+
+SLOTS = 3
+"""Of a tenant that has callers only."""
 
 
 class Asking:
@@ -38,18 +43,25 @@ class Asking:
         store = PostgresStore(role.dsn, lease=role.lease, migrate=False)
         store.home.name = role.name  # for the witness to know it by
         async with (
-            Scheduler(store=store, quotas=role.quota, policy=PATIENT) as scheduler,
+            Scheduler(store=store, quotas=self._quota, policy=PATIENT) as scheduler,
             asyncio.TaskGroup() as group,
         ):
-            for number in range(role.people):
-                group.create_task(self._person(scheduler, random.Random(f"{role.seed} {number}")))
+            own = [tenant for tenant in role.tenants if is_of_callers(tenant)]
+            for number in range(role.people):  # most of them do not stand behind jobs
+                tenants = own if own and number % 3 else role.tenants
+                group.create_task(self._person(scheduler, tenants, random.Random(f"{role.seed} {number}")))
 
-    async def _person(self, scheduler: Scheduler, rng: random.Random) -> None:
+    def _quota(self, tenant: str) -> Quota:
+        """Callers among themselves wait for slots, so that there is always somebody to grant."""
+        quota = self._role.quota
+        return replace(quota, concurrency=SLOTS) if is_of_callers(tenant) else quota
+
+    async def _person(self, scheduler: Scheduler, tenants: Sequence[str], rng: random.Random) -> None:
         while True:
-            tenant = rng.choice(self._role.tenants)
+            tenant = rng.choice(tenants)
             try:
                 grant = scheduler.admit(tenant)
-                if rng.random() < 0.25:
+                if rng.random() < 0.3:
                     await self._change_mind(grant, rng)
                 else:
                     await self._work(grant, rng)
@@ -89,6 +101,11 @@ class Asking:
         await asyncio.wait([entering])
         if not entering.cancelled():
             entering.result().settle(Usage(0, 0, 0))
+
+
+def is_of_callers(tenant: str) -> bool:
+    """Whether this tenant has no jobs."""
+    return tenant.startswith("c")
 
 
 def is_forgotten(tenant: str) -> bool:

@@ -51,10 +51,7 @@ def read_lines(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-async def collect(
-    dsn: str, folder: Path, max_attempts: int, lease: float, forgotten: Sequence[str] = ()
-) -> Evidence:
-    """Read it all. `lease`: seconds for which callers are granted."""
+async def collect(dsn: str, folder: Path, max_attempts: int, forgotten: Sequence[str] = ()) -> Evidence:
     connection = await asyncpg.connect(dsn)
     try:
         jobs = await connection.fetch("select * from waitline.job order by id")
@@ -73,7 +70,7 @@ async def collect(
         starts=read_lines(folder / "starts"),
         accepted=read_lines(folder / "accepted"),
         max_attempts=max_attempts,
-        blocks=list(_timed(read_lines(folder / "blocks"), events, int(lease * 1e9))),
+        blocks=list(_timed(read_lines(folder / "blocks"), events)),
         wishes={line["job"]: line["used"] for line in read_lines(folder / "wishes")},
         forgotten=forgotten,
         sessions=sessions,
@@ -81,12 +78,18 @@ async def collect(
     )
 
 
-def _timed(blocks: Sequence[Row], events: Sequence[Row], lease: int) -> Iterator[Row]:
-    """Starts of callers as those of jobs are: how long after slot and grant."""
-    leases = {event["job"]: event["lease"] for event in events if event["what"] == "granted"}
+def _timed(blocks: Sequence[Row], events: Sequence[Row]) -> Iterator[Row]:
+    """Starts of callers as those of jobs are: how long after their slots and grants.
+
+    Or rather since the transaction of the grant began.
+    A caller's lease does not tell the moment of its grant: its process may have renewed it just then.
+    """
+    began = {event["job"]: event["began"] for event in events if event["what"] == "granted"}
     for line in blocks:
-        granted = leases.get(line["job"], line["wall"] + lease) - lease
-        times = {"after_slot": line["wall"] - line["slot"], "after_grant": line["wall"] - granted}
+        times = {
+            "after_slot": line["wall"] - line["slot"],
+            "after_grant": line["wall"] - began.get(line["job"], line["wall"]),
+        }
         yield {**line, **times, "tries": 1}
 
 

@@ -2,13 +2,13 @@
 create table public.event (
     number bigserial primary key,
     transaction bigint not null default txid_current(),
+    began bigint not null default (extract(epoch from transaction_timestamp()) * 1000000000)::bigint,
     at bigint not null default (extract(epoch from clock_timestamp()) * 1000000000)::bigint,
     what text not null,
     job bigint not null,
     tenant text not null,
     tries integer not null,
     slot bigint,
-    lease bigint,
     home text,
     worker text
 );
@@ -35,8 +35,8 @@ begin
         what = 'granted twice';
     end if;
     if what is not null then
-        insert into public.event (what, job, tenant, tries, slot, lease, home, worker)
-        values (what, job.id, job.tenant, job.tries, job.slot, job.lease, job.home, coalesce(job.worker, old.worker));
+        insert into public.event (what, job, tenant, tries, slot, home, worker)
+        values (what, job.id, job.tenant, job.tries, job.slot, job.home, coalesce(job.worker, old.worker));
     end if;
     return null;
 end

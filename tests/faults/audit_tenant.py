@@ -50,6 +50,7 @@ def tenant_is_served_by_law(
     if too_many > 0:
         yield f"{name}: {too_many:.3f} permits above its rate, by slots"
     returned = sorted(event["at"] for event in events if event["what"] == "left" and event["job"] in back)
+    yield from slots_are_near(name, scale, starts)
     yield from starts_keep_the_rate(name, scale, [*starts, *blocks], returned)
     if any(event["what"] == "left" and event["job"] not in wishes for event in events):
         return  # of one that was lost, and came back: what it wanted is not known
@@ -69,15 +70,19 @@ def by_slots(events: Sequence[Row], back: Collection[int]) -> Iterator[Charge]:
             returned += 1
 
 
+def slots_are_near(name: str, scale: Scale, starts: Sequence[Row]) -> Iterator[str]:
+    """A grant may reach back by the catch-up cap, however late it is."""
+    back = max((line["after_slot"] - line["after_grant"] for line in starts), default=0)
+    if back > max(CATCH_UP, scale.interval) + ROUNDING:
+        yield f"{name}: a slot lies {back / NS:.3f} s before its grant"
+
+
 def starts_keep_the_rate(
     name: str, scale: Scale, starts: Sequence[Row], returned: Sequence[int]
 ) -> Iterator[str]:
-    """A grant may reach back by the catch-up cap, however late it is, and its start may be late by itself."""
+    """A grant reaches back by the catch-up cap, and its start may be late by itself."""
     cap = max(CATCH_UP, scale.interval)
     late = max((line["after_grant"] for line in starts), default=0)
-    back = max((line["after_slot"] - line["after_grant"] for line in starts), default=0)
-    if back > cap + ROUNDING:
-        yield f"{name}: a slot lies {back / NS:.3f} s before its grant"
     # What is given back between two starts may be used again; by these clocks, about between them.
     wall, slack = time_ns() - monotonic_ns(), cap + late
     times = sorted(line["at"] for line in starts)

@@ -47,7 +47,7 @@ class Role:
     """Of a submitter: (tenant, key) of what it submits."""
     tenants: tuple[str, ...] = ()
     """Of a caller: for whom it asks. Of one that forgets: whom."""
-    people: int = 12
+    people: int = 24
     """Of a caller: how many ask at once."""
 
     def line(self) -> bytes:

@@ -16,10 +16,13 @@ from tests.faults.processes import Process
 from tests.faults.stage import Machine, Stage, crowd, stage
 from tests.faults.tally import Kill, Tally
 
-PATIENCE, RESCUING = 3.0, 6.0
+PATIENCE = 10.0
 """Seconds after which a process that never comes to its point is killed from outside."""
 
 KIND = {point: kind for kind, points in WHO.items() for point in points}
+
+CALLERS = tuple(f"c{number}" for number in range(9))
+"""Tenants of callers only, of which each process has some: those who died hold their slots for a while."""
 
 FORGOTTEN = ("f0", "f1")
 """Tenants that are forgotten now and then."""
@@ -119,7 +122,7 @@ class Round:
     async def _kill_holder(self, kind: str, point: str) -> str | None:
         """Kill a worker or caller. Its point is where it really died."""
         rng = self._rng
-        most = 1 if point in RESCUE_POINTS else 3
+        most = 1 if point in RESCUE_POINTS else 2
         victim = await self._scene.start(
             kind,
             point=None if point == OUTSIDE else point,
@@ -128,10 +131,9 @@ class Round:
             seed=rng.getrandbits(32),
             concurrency=max(4, self._scene.defaults["concurrency"]),  # room to claim while it holds something
             longest=max(0.3, self._scene.defaults["longest"]),
-            tenants=(*(f"t{number}" for number in range(self._tenants)), "c0", "c1", "c2", *FORGOTTEN),
+            tenants=(*(f"t{number}" for number in range(self._tenants)), *rng.sample(CALLERS, 3), *FORGOTTEN),
         )
-        at_most = RESCUING if point in RESCUE_POINTS else PATIENCE
-        await asyncio.wait([victim.ended], timeout=rng.uniform(0.2, 0.8) if point == OUTSIDE else at_most)
+        await asyncio.wait([victim.ended], timeout=rng.uniform(0.2, 0.8) if point == OUTSIDE else PATIENCE)
         if not victim.ended.done():
             at = time.time_ns()
             await victim.kill()

@@ -195,8 +195,8 @@ class Stage:
             pass  # the judgement says what is missing
         for tenant in forgotten:
             await self.forget(tenant)
-        most, lease = self.defaults.get("max_attempts", 50), self.defaults.get("lease", 1.0)
-        found = await audit.collect(self.dsn, self.folder, most, lease, forgotten)
+        most = self.defaults.get("max_attempts", 50)
+        found = await audit.collect(self.dsn, self.folder, most, forgotten)
         found.answers, found.unanswered = dict(self._answers), self.unanswered
         found.cancelled = cancelled
         for task in self._waiting.values():
