@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000, help="how many, of workers and submitters")
     parser.add_argument("--seed", type=int, default=None, help="of all draws; printed if it is not given")
     parser.add_argument("--round", type=int, default=None, help="play only this one")
-    parser.add_argument("--hits", default="", help="of each point before that round, as a failure prints them")
+    parser.add_argument("--hits", default="", help="of each point before it, as a failure prints them")
     options = parser.parse_args()
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)

@@ -93,7 +93,7 @@ class Asking:
     async def _change_mind(self, grant: Grant, rng: random.Random) -> None:
         """Go away in line, or at the moment of the grant, or right after it."""
         entering = asyncio.create_task(grant.__aenter__())
-        while not getattr(grant, "sequence", 0) and not entering.done():
+        while not getattr(grant, "sequence", 0) and not entering.done():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.005)
         await asyncio.wait([entering], timeout=rng.uniform(0, 0.1))
         self._wishes.write(job=getattr(grant, "sequence", 0), used=False)

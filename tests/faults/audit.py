@@ -151,10 +151,9 @@ def one_result_each(found: Evidence) -> Iterator[str]:
             value, last = json.loads(job["result"])["value"], tries.get(number)
             if value != {"job": number, "tries": last} or (number, last) not in started:
                 yield f"job {number}: the end of try {last} is recorded with {value}"
-        elif job["state"] == CANCELLED and job["key"] in found.cancelled:
-            continue
-        elif job["home"] is not None and how == (FAILED, "home_lost"):
-            continue
+        elif how == ((FAILED, "home_lost") if job["home"] else (CANCELLED, "cancelled")):
+            if not job["home"] and job["key"] not in found.cancelled:
+                yield f"job {number}: cancelled, and nobody wished it"
         elif (*how, job["attempt"]) != (FAILED, "worker_lost", found.max_attempts):
             yield f"job {number}: state {job['state']}, {job['kind']} after {job['attempt']} attempts"
 
@@ -170,11 +169,14 @@ def one_start_a_grant(found: Evidence) -> Iterator[str]:
     for number, job in found.jobs.items():
         if len(grants[number]) != job["tries"]:
             yield f"job {number}: grants {grants[number]} for {job['tries']} tries"
-    lines = [*found.starts, *found.blocks]
+    yield from starts_are_granted([*found.starts, *found.blocks], grants)
+
+
+def starts_are_granted(lines: Sequence[Row], grants: Mapping[int, Sequence[int]]) -> Iterator[str]:
     for (number, try_), times in Counter((line["job"], line["tries"]) for line in lines).items():
         if times > 1:
             yield f"job {number}: try {try_} started {times} times"
-        if try_ not in grants[number]:
+        if try_ not in grants.get(number, ()):
             yield f"job {number}: try {try_} started without a grant"
     for line in lines:
         if line["after_slot"] < -ROUNDING or line["after_grant"] < 0:

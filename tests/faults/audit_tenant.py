@@ -45,14 +45,15 @@ def tenant_is_served_by_law(
     scale = shape_of(quota).only
     if scale is None:
         return
-    back = {event["job"] for event in events if event["what"] == "left" and not wishes.get(event["job"], True)}
+    left = {event["job"] for event in events if event["what"] == "left"}
+    back = {job for job in left if not wishes.get(job, True)}
     too_many = excess(scale, by_slots(events, back), ROUNDING)
     if too_many > 0:
         yield f"{name}: {too_many:.3f} permits above its rate, by slots"
     returned = sorted(event["at"] for event in events if event["what"] == "left" and event["job"] in back)
     yield from slots_are_near(name, scale, starts)
     yield from starts_keep_the_rate(name, scale, [*starts, *blocks], returned)
-    if any(event["what"] == "left" and event["job"] not in wishes for event in events):
+    if not left <= wishes.keys():
         return  # of one that was lost, and came back: what it wanted is not known
     zero, kept = replay(scale, events, back), read_numbers(row["z"])[0]
     same = zero == kept if anew is None else scale.level(zero, anew) == scale.level(kept, anew)

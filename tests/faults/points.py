@@ -1,8 +1,8 @@
 """Fault points: places in the product at which a process kills itself. The product knows nothing of them.
 
 A point is named ``operation.moment``. Of a transaction the moments are `before`, `locked` (it holds its
-locks), `commit` (all is written), `sent` (the commit was sent and nobody reads the answer) and `after` (it was
-read, and nothing has been done about it). Of a single statement they are `sent` and `after`.
+locks), `commit` (all is written), `sent` (the commit was sent and nobody reads the answer) and `after`
+(it was read, and nothing has been done about it). Of a single statement they are `sent` and `after`.
 """
 
 from __future__ import annotations

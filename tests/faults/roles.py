@@ -1,4 +1,4 @@
-"""What the processes of a scenario do: a worker whose handler keeps a log, submitters, and one that forgets."""
+"""What the processes of a scenario do: workers whose handlers keep a log, submitters, one that forgets."""
 
 from __future__ import annotations
 

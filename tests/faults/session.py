@@ -64,7 +64,7 @@ class Round:
         self._tenants = tenants
         self._keys: list[tuple[str, str]] = []
         self._chosen: Counter[str] = Counter()
-        self._kills: list[Kill] = []
+        self._dead: dict[str, Kill] = {}
         self._batches = 0
 
     async def run(self) -> None:
@@ -85,7 +85,7 @@ class Round:
         missing = {key for _, key in self._keys} - {job["key"] for job in found.jobs.values()}
         assert not missing, f"{self._scene.title}: never accepted: {missing}"
         assert not settled.ended.done(), f"{self._scene.title}: the worker that nobody killed is gone"
-        self._tally.add(self._kills, found.events)
+        self._tally.add(list(self._dead.values()), found.events)
         what = Counter((event["what"], event["home"] is not None) for event in found.events)
         self._tally.others["jobs"] += what["accepted", False]
         self._tally.others["callers"] += what["accepted", True]
@@ -137,10 +137,12 @@ class Round:
         if not victim.ended.done():
             at = time.time_ns()
             await victim.kill()
-            self._kills.append(Kill(victim.role.name, OUTSIDE, at))
+            if self._note(victim) is None:  # or it came to its point at the last moment
+                self._died(victim, OUTSIDE, at)
         name = victim.role.name
         assert victim.ended.result() == -signal.SIGKILL, f"{name} ended by itself: {self._scene.errors()}"
-        return self._note(victim) or OUTSIDE
+        self._note(victim)
+        return self._dead[name].point
 
     async def _kill_other(self, kind: str, point: str) -> str | None:
         """Kill somebody who submits or forgets, while others run. None if it did not come to that."""
@@ -162,12 +164,16 @@ class Round:
 
     def _note(self, victim: Process) -> str | None:
         """Where a process killed itself, if it did."""
+        if victim.ended.result() != -signal.SIGKILL or victim.role.name in self._dead:
+            return None
         for kill in self._scene.kills():
-            if kill["worker"] == victim.role.name and victim.ended.result() == -signal.SIGKILL:
-                if not any(known.process == kill["worker"] for known in self._kills):
-                    self._kills.append(Kill(kill["worker"], kill["point"], kill["at"]))
-                    return str(kill["point"])
+            if kill["worker"] == victim.role.name:
+                self._died(victim, kill["point"], kill["at"])
+                return str(kill["point"])
         return None
+
+    def _died(self, victim: Process, point: str, at: int) -> None:
+        self._dead[victim.role.name] = Kill(victim.role.name, point, at)
 
     # --- life and other troubles ----------------------------------------------------------------------------
 
