@@ -171,7 +171,7 @@ async def test_a_tenant_that_is_half_forgotten_is_noticed(server: Machine) -> No
 
 
 def test_what_is_given_back_may_be_used_again_from_then_on_and_not_before() -> None:
-    """One permit a second and a burst of one: three grants within a second take two given back between them."""
+    """One permit a second and a burst of one: three grants within a second take two given back between."""
     scale = Scale.of(Rate(1), 1)
 
     def events(*whats: tuple[str, int, float]) -> list[Row]:
