@@ -26,7 +26,7 @@ async def test_nothing_happens_and_everything_is_answered(server: Machine) -> No
 
 async def test_an_awaiter_that_is_killed_loses_nothing_of_what_was_accepted(server: Machine) -> None:
     keys = tuple(crowd(random.Random(2), 2, 40))
-    async with stage(server, "awaiter killed", rate=40.0, burst=5) as scene:
+    async with stage(server, "awaiter killed", rate=10.0, burst=5) as scene:
         await scene.start()
         process = await scene.start("awaiter", keys=keys)
         await scene.until("select count(*) = 40 and count(finished) between 5 and 30 from waitline.job")
