@@ -235,8 +235,10 @@ class DurableScheduler(Admission):
         """Delete what the tenant left in the store: its prompts, results, keys and sessions.
 
         Its waiting jobs are cancelled and its running ones asked to stop; the callers of both get `JobFailed`
-        of kind ``"cancelled"``, and a result that comes all the same is not kept. Its buckets stay until they
-        are full, so that nobody gets a full one by being forgotten; so does a quota that `set_quota` gave.
+        of kind ``"cancelled"``, and a result that comes all the same is not kept. Calls of `admit` that wait
+        get it too, in every process; blocks that run go on, and are recorded as ever. Its buckets stay until
+        they are full, so that nobody gets a full one by being forgotten; so does a quota that `set_quota`
+        gave.
         """
         await self.store.forget(check_tenant(tenant))
 

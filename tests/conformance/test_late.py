@@ -38,7 +38,7 @@ async def test_the_next_of_a_session_follows_one_that_a_claim_ended(dsn: str, la
 
 
 async def test_the_next_of_a_session_follows_one_that_can_never_go_on(dsn: str) -> None:
-    """Its quota got smaller while it was in backoff: it ends when that is over, however late it is noticed."""
+    """Its quota got smaller while it was in backoff: it ends when that is over, however late."""
     script = [Op("offer", cost=Cost(2), session="s"), Op("retry", delay=NS, refused=True)]
     script += [Op("set_quota", quota=Quota(Rate(3, burst=1))), Op("offer", gap=1, session="s")]
     found = await same(dsn, {"a": TWO}, script, late=LATE)

@@ -2,37 +2,45 @@
 create table public.event (
     number bigserial primary key,
     transaction bigint not null default txid_current(),
+    began bigint not null default (extract(epoch from transaction_timestamp()) * 1000000000)::bigint,
+    at bigint not null default (extract(epoch from clock_timestamp()) * 1000000000)::bigint,
     what text not null,
     job bigint not null,
     tenant text not null,
     tries integer not null,
     slot bigint,
+    home text,
     worker text
 );
 
 create function public.witness() returns trigger language plpgsql as $$
 declare
     what text;
+    job waitline.job = new;
 begin
     if tg_op = 'INSERT' then
         what = 'accepted';
+    elsif tg_op = 'DELETE' then
+        job = old;
+        what = case old.state when 0 then 'withdrawn' when 1 then 'left' end;
     elsif old.state = 0 and new.state = 1 then
         what = 'granted';
     elsif old.state = 1 and new.state = 0 then
         what = 'again';
     elsif old.state < 2 and new.state > 1 then
         what = 'ended';
-    elsif old.state > 1 then
+    elsif old.state > 1 and not (new.forget and new.state = old.state) then
         what = 'changed after its end';
     elsif old.tries <> new.tries then
         what = 'granted twice';
     end if;
     if what is not null then
-        insert into public.event (what, job, tenant, tries, slot, worker)
-        values (what, new.id, new.tenant, new.tries, new.slot, new.worker);
+        insert into public.event (what, job, tenant, tries, slot, home, worker)
+        values (what, job.id, job.tenant, job.tries, job.slot, job.home, coalesce(job.worker, old.worker));
     end if;
     return null;
 end
 $$;
 
-create trigger witness after insert or update on waitline.job for each row execute function public.witness();
+create trigger witness after insert or update or delete on waitline.job
+for each row execute function public.witness();

@@ -14,6 +14,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from tests.faults.asking import Asking
 from tests.faults.roles import Role, play
 
 
@@ -24,7 +25,7 @@ def child(role: Role) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(2, 1)
-        asyncio.run(play(role))
+        asyncio.run(Asking(role).run() if role.kind == "caller" else play(role))
         status = 0
     except BaseException:
         print(f"--- {role.name} {role.point}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """Fault points: places in the product at which a process kills itself. The product knows nothing of them.
 
 A point is named ``operation.moment``. Of a transaction the moments are `before`, `locked` (it holds its
-locks), `commit` (all is written), `sent` (the commit was sent and nobody reads the answer), `committed` and
-`after`.
+locks), `commit` (all is written), `sent` (the commit was sent and nobody reads the answer) and `after`
+(it was read, and nothing has been done about it). Of a single statement they are `sent` and `after`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,77 @@ from asyncpg.connection import Connection
 from asyncpg.transaction import Transaction
 
 from scheduler.stores.postgres import PostgresStore, plain
+from scheduler.stores.postgres.home import Home
+from scheduler.stores.postgres.statements import statement
 
-OPERATIONS = {"claim": "claim", "_settle": "settle", "rescue": "rescue", "_submit": "submit", "beat": "beat"}
-"""Methods of the store, and what their points are called."""
+OPERATIONS: tuple[tuple[type, str, str], ...] = (
+    (PostgresStore, "claim", "claim"),
+    (PostgresStore, "_settle", "settle"),
+    (PostgresStore, "rescue", "rescue"),
+    (PostgresStore, "_submit", "submit"),
+    (PostgresStore, "beat", "beat"),
+    (PostgresStore, "forget", "forget"),
+    (Home, "_join", "join"),
+    (Home, "_grant", "grant"),
+    (Home, "_give_back", "back"),
+)
+"""Methods, and what their points are called."""
 
-TRANSACTION = ("before", "locked", "commit", "sent", "committed", "after")
+STATEMENTS = {
+    "renew": statement("home_beat"),
+    "plain": "select * from waitline.submit_plain(",
+    "ended": "select waitline.settle_plain(",
+}
+"""How the statements begin that have points of their own."""
+
+TRANSACTION = ("before", "locked", "commit", "sent", "after")
+
+UNSURE = ("locked", "sent", "after")
+"""Of what becomes of a transaction: nothing, either, all of it."""
 
 WORKER_POINTS = (
     *(f"claim.{moment}" for moment in TRANSACTION),
     "handler.start",
     "handler.end",
     *(f"settle.{moment}" for moment in TRANSACTION),
+    "ended.sent",
+    "ended.after",
     "beat.before",
     "beat.sent",
     "beat.after",
 )
 RESCUE_POINTS = tuple(f"rescue.{moment}" for moment in TRANSACTION)
 SUBMIT_POINTS = tuple(f"submit.{moment}" for moment in TRANSACTION)
+PLAIN_POINTS = ("plain.sent", "plain.after")
+CALLER_POINTS = (
+    *(f"join.{moment}" for moment in UNSURE),
+    *(f"grant.{moment}" for moment in UNSURE),
+    "block.start",
+    "block.end",
+    *(f"end.{moment}" for moment in UNSURE),
+    *(f"back.{moment}" for moment in UNSURE[:2]),
+    "renew.sent",
+)
+FORGET_POINTS = tuple(f"forget.{moment}" for moment in UNSURE)
 
 OUTSIDE = "outside"
 """The name under which a kill at a random instant is counted."""
 
-LOCKS = {"rescue": 2}
+WHO = {
+    "worker": (*WORKER_POINTS, *RESCUE_POINTS),
+    "caller": CALLER_POINTS,
+    "submitter": SUBMIT_POINTS,
+    "plain": PLAIN_POINTS,
+    "forgetter": FORGET_POINTS,
+}
+"""Which kind of process dies at which points."""
+
+POINTS = (*(point for points in WHO.values() for point in points), OUTSIDE)
+
+HOLDERS = frozenset({*WHO["worker"], *WHO["caller"], OUTSIDE})
+"""Points at which the process that dies can hold a grant itself."""
+
+LOCKS = {"rescue": 2, "forget": 2}
 """Which answer that is not empty means that the locks are held, where it is not the first."""
 
 
@@ -64,19 +113,29 @@ async def _leave_it_to_the_general_way(*_: Any) -> None:
     return None
 
 
+def _always() -> bool:
+    return True
+
+
 class Trap:
     """Kills this process at the `nth` passage of `point`; `note` is called with the point right before.
 
-    Or does something else to it, by another signal.
+    Or does something else to it, by another signal. Only passages while `ready()` count.
     """
 
     def __init__(
-        self, point: str | None, nth: int, note: Callable[[str], None], number: int = signal.SIGKILL
+        self,
+        point: str | None,
+        nth: int,
+        note: Callable[[str], None],
+        number: int = signal.SIGKILL,
+        ready: Callable[[], bool] = _always,
     ) -> None:
         self._point = point
         self._left = nth
         self._note = note
         self._signal = number
+        self._ready = ready
 
     def passed(self, point: str) -> None:
         if self._is_time(point):
@@ -88,7 +147,7 @@ class Trap:
             asyncio.get_running_loop().call_soon(self._spring)
 
     def _is_time(self, point: str) -> bool:
-        if point == self._point:
+        if point == self._point and self._ready():
             self._left -= 1
             return self._left == 0
         return False
@@ -97,24 +156,26 @@ class Trap:
         self._note(self._point or "")
         os.kill(os.getpid(), self._signal)
 
-    def install(self) -> None:
-        """Wrap the store and its driver in this process."""
+    def install(self, **renamed: str) -> None:
+        """Wrap the store and its driver in this process. `renamed`: operations with another name here."""
         if (self._point or "").startswith("settle."):
             # Nearly all tries end in one round trip; these points are of the transaction for all others.
             setattr(plain, "settle", _leave_it_to_the_general_way)  # noqa: B010
-        for method, operation in OPERATIONS.items():
-            setattr(PostgresStore, method, self._operation(operation, getattr(PostgresStore, method)))
+        for owner, method, name in OPERATIONS:
+            wrapped = self._operation(renamed.get(name, name), getattr(owner, method))
+            setattr(owner, method, wrapped)
         setattr(Connection, "fetch", self._fetch(Connection.fetch))  # noqa: B010 - mypy forbids the plain way
         setattr(Transaction, "__aexit__", self._leaving(Transaction.__aexit__))  # noqa: B010
 
     def _operation(self, name: str, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @wraps(original)
         async def wrapped(*arguments: Any, **settings: Any) -> Any:
-            token = _passage.set(Passage(name))
+            passage = Passage(name)
+            token = _passage.set(passage)
             try:
                 self.passed(f"{name}.before")
                 answer = await original(*arguments, **settings)
-                if answer is not None:  # a claim that found nothing is no claim
+                if answer is not None or passage.locked:  # a claim that found nothing is no claim
                     self.passed(f"{name}.after")
                 return answer
             finally:
@@ -124,11 +185,16 @@ class Trap:
 
     def _fetch(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @wraps(original)
-        async def wrapped(*arguments: Any, **settings: Any) -> Any:
+        async def wrapped(connection: Any, query: str, *arguments: Any, **settings: Any) -> Any:
             passage = _passage.get()
+            single = next((name for name, text in STATEMENTS.items() if query.startswith(text)), None)
             if passage is not None and passage.operation == "beat":
                 self.passing("beat.sent")
-            rows = await original(*arguments, **settings)
+            if single is not None:
+                self.passing(f"{single}.sent")
+            rows = await original(connection, query, *arguments, **settings)
+            if single is not None and rows:
+                self.passed(f"{single}.after")
             if passage is not None and rows and not passage.locked:
                 passage.answers += 1
                 if passage.locked:
@@ -145,9 +211,6 @@ class Trap:
             if told is not None:
                 self.passed(f"{told.operation}.commit")
                 self.passing(f"{told.operation}.sent")
-            answer = await original(transaction, kind, error, trace)
-            if told is not None:
-                self.passed(f"{told.operation}.committed")
-            return answer
+            return await original(transaction, kind, error, trace)
 
         return wrapped

@@ -1,4 +1,4 @@
-"""What the processes of a scenario do: a worker whose handler keeps a log, and a submitter."""
+"""What the processes of a scenario do: workers whose handlers keep a log, submitters, one that forgets."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scheduler import Job, Policy, Quota, Rate, Scheduler
-from scheduler.stores.postgres import PostgresStore
+from scheduler.stores.postgres import PostgresStore, forgetting
 from scheduler.stores.postgres.connections import LOST
 from scheduler.worker import Worker
 from tests.faults.points import Trap
@@ -32,6 +33,8 @@ class Role:
     point: str | None = None
     nth: int = 1
     signal: int = 9
+    holding: bool = False
+    """Whether it kills itself only while it holds a grant."""
     lease: float = 1.0
     concurrency: int = 8
     max_attempts: int = 50
@@ -42,6 +45,10 @@ class Role:
     slots: int | None = None
     keys: tuple[tuple[str, str], ...] = ()
     """Of a submitter: (tenant, key) of what it submits."""
+    tenants: tuple[str, ...] = ()
+    """Of a caller: for whom it asks. Of one that forgets: whom."""
+    people: int = 24
+    """Of a caller: how many ask at once."""
 
     def line(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -49,7 +56,8 @@ class Role:
     @classmethod
     def read(cls, line: bytes) -> Role:
         values = json.loads(line)
-        return cls(**{**values, "keys": tuple(map(tuple, values["keys"]))})
+        lists = {"keys": tuple(map(tuple, values["keys"])), "tenants": tuple(values["tenants"])}
+        return cls(**{**values, **lists})
 
     @property
     def quota(self) -> Quota:
@@ -66,6 +74,18 @@ class Log:
         os.write(self._file, json.dumps(values).encode() + b"\n")
 
 
+def trap_of(role: Role, ready: Callable[[], bool] = lambda: True, **renamed: str) -> Trap:
+    """Set a process's trap, which notes when and where it springs."""
+    kills = Log(Path(role.folder) / "kills")
+
+    def note(point: str) -> None:
+        kills.write(worker=role.name, point=point, at=time.time_ns())
+
+    trap = Trap(role.point, role.nth, note, role.signal, ready)
+    trap.install(**renamed)
+    return trap
+
+
 class Working:
     """A worker in a process of its own."""
 
@@ -74,9 +94,8 @@ class Working:
         self._role = role
         self._draw = random.Random(role.seed)
         self._starts, self._ends = Log(folder / "starts"), Log(folder / "ends")
-        self._kills = Log(folder / "kills")
-        self._trap = Trap(role.point, role.nth, self._killed, role.signal)
-        self._trap.install()
+        self._inside = 0
+        self._trap = trap_of(role, lambda: self._inside > 0 or not role.holding)
         self._store = PostgresStore(role.dsn, lease=role.lease, migrate=False)
         self._worker = Worker(
             self._handle,
@@ -85,9 +104,6 @@ class Working:
             max_attempts=role.max_attempts,
             name=role.name,
         )
-
-    def _killed(self, point: str) -> None:
-        self._kills.write(worker=self._role.name, point=point, runs=len(self._worker._tries))
 
     async def _handle(self, job: Job) -> dict[str, Any]:
         now, wall = time.monotonic_ns(), time.time_ns()
@@ -102,9 +118,13 @@ class Working:
             after_slot=wall - claim.slot,
             worker=self._role.name,
         )
-        self._trap.passed("handler.start")
-        await asyncio.sleep(self._draw.uniform(0, self._role.longest))
-        self._trap.passed("handler.end")
+        self._inside += 1
+        try:
+            self._trap.passed("handler.start")
+            await asyncio.sleep(self._draw.uniform(0, self._role.longest))
+            self._trap.passed("handler.end")
+        finally:
+            self._inside -= 1
         self._ends.write(job=claim.id, tries=claim.tries, worker=self._role.name)
         return {"job": claim.id, "tries": claim.tries}
 
@@ -121,22 +141,34 @@ class Working:
 
 async def submit(role: Role) -> None:
     """Submit under keys, and note what was accepted. One call waits for its result until the process dies."""
-    folder = Path(role.folder)
-    accepted, kills = Log(folder / "accepted"), Log(folder / "kills")
-    trap = Trap(role.point, role.nth, lambda point: kills.write(worker=role.name, point=point, runs=0))
-    trap.install()
+    accepted = Log(Path(role.folder) / "accepted")
+    trap_of(role)
     store = PostgresStore(role.dsn, migrate=False)
-    async with Scheduler(store=store, quotas=role.quota, policy=PATIENT) as scheduler:
+    plain = role.kind == "plain"  # without keys and slots: the database itself judges such jobs
+    quota = Quota(role.quota.requests) if plain else role.quota
+    async with Scheduler(store=store, quotas=quota, policy=PATIENT) as scheduler:
         for tenant, key in role.keys:
-            ticket = await scheduler.enqueue(tenant, key, key=key)
-            accepted.write(job=int(ticket.id), tenant=tenant, key=key)
+            ticket = await scheduler.enqueue(tenant, key, key=None if plain else key)
+            accepted.write(job=int(ticket.id), tenant=tenant, key=None if plain else key)
         if role.kind == "awaiter":
             await asyncio.gather(*(scheduler.submit(tenant, key, key=key) for tenant, key in role.keys))
 
 
+async def forget(role: Role) -> None:
+    """Forget tenants again and again, a few jobs to a transaction."""
+    trap_of(role)
+    forgetting.PAGE = 20
+    async with PostgresStore(role.dsn, migrate=False) as store:
+        for _ in range(50):
+            for tenant in role.tenants:
+                await store.forget(tenant)
+
+
 async def play(role: Role) -> None:
-    """Be what the role says until it is over."""
+    """Be what the role says until it is over; of callers, see `tests.faults.asking`."""
     if role.kind == "worker":
         await Working(role).run()
+    elif role.kind == "forgetter":
+        await forget(role)
     else:
         await submit(role)

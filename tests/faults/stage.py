@@ -106,8 +106,9 @@ class Stage:
         )
 
     @property
-    def workers(self) -> list[Process]:
-        return [process for process in self._processes.alive if process.role.kind == "worker"]
+    def holders(self) -> list[Process]:
+        """Those alive that may hold grants."""
+        return [process for process in self._processes.alive if process.role.kind in {"worker", "caller"}]
 
     def kills(self) -> list[dict[str, Any]]:
         """Where processes killed themselves."""
@@ -141,6 +142,15 @@ class Stage:
     def unanswered(self) -> list[str]:
         return [key for key, task in self._waiting.items() if not task.done()]
 
+    async def forget(self, tenant: str) -> None:
+        """Forget a tenant, again from the start if the database goes away meanwhile."""
+        while True:
+            try:
+                await self.scheduler.forget(tenant)
+                return
+            except LOST:
+                await asyncio.sleep(0.05)
+
     # --- the database ---------------------------------------------------------------------------------------
 
     async def value(self, query: str, *arguments: Any) -> Any:
@@ -171,8 +181,10 @@ class Stage:
 
     # --- the end --------------------------------------------------------------------------------------------
 
-    async def finish(self, *, worker: bool = True, cancelled: Sequence[str] = ()) -> audit.Evidence:
-        """Let all that was accepted come to its end, and judge."""
+    async def finish(
+        self, *, worker: bool = True, cancelled: Sequence[str] = (), forgotten: Sequence[str] = ()
+    ) -> audit.Evidence:
+        """Let all that was accepted come to its end, and judge. `forgotten`: who is forgotten once more."""
         if worker:
             await self.start()
         try:
@@ -181,17 +193,22 @@ class Stage:
                 await asyncio.wait(self._waiting.values(), timeout=5.0)
         except TimeoutError:
             pass  # the judgement says what is missing
+        for tenant in forgotten:
+            await self.forget(tenant)
         most = self.defaults.get("max_attempts", 50)
-        found = await audit.collect(self.dsn, self.folder, most)
+        found = await audit.collect(self.dsn, self.folder, most, forgotten)
         found.answers, found.unanswered = dict(self._answers), self.unanswered
         found.cancelled = cancelled
         for task in self._waiting.values():
             task.cancel()
         wrong = audit.violations(found)
         if wrong:
-            errors = (self.folder / "errors").read_text()[-6000:]
-            raise AssertionError("\n".join([f"{self.title}:", *wrong[:40], errors]))
+            raise AssertionError("\n".join([f"{self.title}:", *wrong[:40], self.errors()]))
         return found
+
+    def errors(self) -> str:
+        """The last of what processes wrote that ended by an error."""
+        return (self.folder / "errors").read_text()[-6000:]
 
 
 @asynccontextmanager

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.faults.points import RESCUE_POINTS, SUBMIT_POINTS, WORKER_POINTS
+from tests.faults.points import (
+    CALLER_POINTS,
+    FORGET_POINTS,
+    PLAIN_POINTS,
+    RESCUE_POINTS,
+    SUBMIT_POINTS,
+    WORKER_POINTS,
+)
 from tests.faults.processes import Process
 from tests.faults.stage import Machine, Stage, crowd, stage
 
@@ -86,6 +93,53 @@ async def test_a_submitter_that_dies_at_any_point_and_submits_again(server: Mach
         found = await scene.finish(worker=False)
         assert sorted(job["key"] for job in found.jobs.values()) == sorted(key for _, key in keys)
         assert all(job["tries"] == 1 for job in found.jobs.values())
+
+
+async def test_a_submitter_of_plain_jobs_that_dies_at_any_point(server: Machine) -> None:
+    async with stage(server, "plain points", seed=SEED) as scene:
+        await scene.start()
+        for point in PLAIN_POINTS:
+            keys = tuple(crowd(random.Random(SEED), 2, 12))
+            process = await scene.start("plain", keys=keys, point=point, nth=3)
+            assert await process.ended == -9, point
+        found = await scene.finish(worker=False)
+        assert len(found.jobs) - len(found.accepted) <= len(PLAIN_POINTS), (
+            "but for the answers that were lost"
+        )
+        assert all(job["tries"] == 1 for job in found.jobs.values())
+
+
+async def test_callers_that_die_at_any_point(server: Machine) -> None:
+    """Beside others who live, and behind and before jobs: their places and slots are free after a lease."""
+    async with stage(server, "caller points", seed=SEED, lease=0.5, longest=0.05) as scene:
+        tenants = ("t0", "t1", "c0", "c1")
+        await scene.start()
+        others = await scene.start("caller", tenants=tenants)
+        async with asyncio.TaskGroup() as group:
+            fed = group.create_task(feed(scene, "job-"))
+            for point in CALLER_POINTS:
+                dies = await scene.start("caller", tenants=tenants, point=point, nth=2, holding=True)
+                assert await asyncio.wait_for(dies.ended, 20) == -9, point
+            fed.cancel()
+        await others.kill()
+        found = await scene.finish(worker=False)
+        lost = [job for job in found.jobs.values() if job["home"] is not None]
+        assert lost, "these deaths left somebody in line, or with a grant"
+        assert sorted(kill["point"] for kill in scene.kills()) == sorted(CALLER_POINTS)
+
+
+async def test_whoever_forgets_dies_at_any_point_and_forgets_again(server: Machine) -> None:
+    async with stage(server, "forget points", seed=SEED, longest=0.2) as scene:
+        await scene.start()
+        for wave, point in enumerate(FORGET_POINTS):
+            for number in range(60):
+                scene.submit("f0", f"{wave}-{number}")
+                scene.submit("t0", f"stays-{wave}-{number}")
+            await scene.until("select count(*) >= 100 from waitline.job where state < 2")
+            process = await scene.start("forgetter", tenants=("f0",), point=point, nth=2)
+            assert await asyncio.wait_for(process.ended, 10) == -9, point
+        found = await scene.finish(worker=False, forgotten=("f0",))
+        assert len(found.jobs) == 180, "of the other tenant"
 
 
 async def test_a_job_whose_workers_all_die_fails_in_the_end(server: Machine) -> None:

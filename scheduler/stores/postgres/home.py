@@ -76,6 +76,7 @@ class Home:
         self._claiming = 0
         self._closed = False
         self._heard: list[tuple[int, int]] = []
+        self._over: set[int] = set()
 
     # --- in line --------------------------------------------------------------------------------------------
 
@@ -108,6 +109,7 @@ class Home:
                     continue
                 place = self._waiting[answer.id] = Place(answer, request.tenant, told)
                 places.append(place)
+            self.over(self._over)
             if self._closed:
                 self.close()
             self._start("watch", self._watch)
@@ -188,9 +190,16 @@ class Home:
                     place.told.set_result(None)
             elif self._claiming:
                 self._heard.append((caller, slot))
+        if not self._claiming:
+            self._over.clear()
 
     def over(self, callers: Iterable[int]) -> None:
-        """Somebody told that these jobs are over: if a caller that waits here is among them, look."""
+        """Somebody told that these jobs are over: if a caller that waits here is among them, look.
+
+        It may be one that is about to learn that it waits here: that is kept for then.
+        """
+        if self._claiming:
+            self._over.update(callers)
         if any(caller in self._waiting for caller in callers):
             self._wake.set()
 

@@ -86,7 +86,7 @@ async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool
     plain = [ending for ending in endings if isinstance(ending, Ended) and ending.plain]
     if len(plain) < len(endings):
         return None
-    recorded = await connection.fetchval(
+    ((recorded,),) = await connection.fetch(
         "select waitline.settle_plain($1, $2, $3, $4, $5, $6, $7, $8)",
         [ending.id for ending in plain],
         [ending.tries for ending in plain],
