@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from types import TracebackType
+from typing import Self
 
 from scheduler.core.entry import ENDED, RUNNING, WAITING
 from scheduler.core.quota import NS, Usage
@@ -22,6 +23,13 @@ class StoredGrant(Grant):
     __slots__ = ("request",)
 
     request: Request
+
+    @classmethod
+    def of(cls, scheduler: Scheduler, request: Request) -> Self:
+        """The grant that is asked for."""
+        grant = cls(scheduler, request.tenant, "", request.policy, request.cost)
+        grant.request = request
+        return grant
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

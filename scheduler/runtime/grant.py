@@ -32,6 +32,7 @@ class Turn(Entry):
 
     future: asyncio.Future[None] | None
     usage: Usage | None = None
+    tries: int = 1  # attempts, and the tries that an upstream refused, which are not counted as attempts
     watched = False
     free_message: bool = True
     """Whether it still covers a message that a hook sees."""
