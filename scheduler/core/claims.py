@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import WAITING, Entry
 from scheduler.core.line import Line
-from scheduler.core.stored import StoredJob
+from scheduler.core.stored import StoredJob, TenantState
 
 
 def runs_elsewhere(entry: Entry | None) -> bool:
@@ -28,12 +28,10 @@ class Claims(Engine):
     def _choose_front(self, line: Line, time: int) -> None:
         tenant, front = line.tenant, line.front
         crowded = tenant.name in self.crowded
-        at_gate = line.placed is not None and line.agenda is line.gate.eligible
+        kept = line.placed is not None and line.agenda is line.gate.eligible and not crowded
         self._lift(line)
-        if at_gate and front is not None and front.state is WAITING and tenant.free > 0 and not crowded:
-            # It went at its slot, but for one who takes it: nobody who came later goes before it.
-            if self.root.free <= 0:
-                return
+        if kept and front is not None and front.state is WAITING and tenant.free > 0 and self.root.free <= 0:
+            return  # it lacks one who takes it, from its slot on: nobody who came later goes before it
         line.front = line.head(tenant.free > 0)
         if crowded and not runs_elsewhere(line.front):
             line.front = line.head(False)
@@ -54,3 +52,23 @@ class Claims(Engine):
         super()._grant(entry, time, now, start, line)
         if runs_elsewhere(entry) and entry.holder is None:
             self.root.free += 1
+
+
+def in_reach(
+    states: Mapping[str, TenantState], jobs: Sequence[StoredJob], near: Collection[str]
+) -> tuple[Sequence[StoredJob], set[str]]:
+    """The jobs without continuations behind the last loaded job of a line that goes on, and whose those are.
+
+    Whoever stands between the two goes before them. But not in the lines of those `near`, and of tenants
+    without a free slot, where nobody goes but a continuation.
+    """
+    calls = [job for job in jobs if job.holder is not None and states[job.tenant].free]
+    calls = [job for job in calls if job.tenant not in near]
+    if not calls:
+        return jobs, set()
+    last: dict[str, int] = {}
+    for job in jobs:
+        if job.holder is None:
+            last[job.tenant] = max(job.key, last.get(job.tenant, job.key))
+    far = {job.sequence: job.tenant for job in calls if job.key > last.get(job.tenant, job.key)}
+    return [job for job in jobs if job.sequence not in far], set(far.values())

@@ -9,10 +9,10 @@ slots. A tenant's row changes at two other moments, when a job joins (`outlook`,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from scheduler.core.account import Account, Shape, shape_of
-from scheduler.core.claims import Claims
+from scheduler.core.claims import Claims, in_reach
 from scheduler.core.entry import REFUSED
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
@@ -30,7 +30,7 @@ NEVER = 1 << 62
 """A time that does not come: only a change helps."""
 
 PATIENCE = 2 * CATCH_UP
-"""Nanoseconds for which a job must have been due before continuations go past it: time for one who has a slot."""
+"""Nanoseconds for which a job is due before continuations pass it: time for one who has a slot to take it."""
 
 
 # --- submit ---------------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def grant(
 
     Callers that run elsewhere take none of the slots.
 
-    `jobs`: the first ones of each line, as many as were loaded, and all continuations; `whole`: the tenants of
-    which that is all.
+    `jobs`: the first ones of each line, as many as were loaded, and all continuations; `whole`: the tenants
+    of which that is all.
     """
     if not jobs:
         for state in states:
@@ -155,7 +155,7 @@ def grant(
     by_name = {state.name: state for state in states}
     overdue = [state.name for state in states if state.due is not None and state.due + PATIENCE <= now]
     crowded = frozenset(overdue if slots <= 0 else ())
-    jobs, parted = _in_reach(by_name, jobs, whole | crowded)
+    jobs, parted = in_reach(by_name, jobs, whole | crowded)
     arrivals = _arrivals(by_name, jobs, now)
     engine = Claims(arrivals[0][0], lambda name: by_name[name].quota, {"": Quota()}, max(1, slots))
     engine.max_waiting, engine.crowded = len(jobs), crowded
@@ -170,40 +170,22 @@ def grant(
     engine.advance(now)
     moved = [job for job in engine.moved if isinstance(job, StoredJob)]
     for job in moved:
-        state = by_name[job.tenant]
-        state.waiting -= 1
-        if not job.paid:
-            state.add_work(job.cost, -1)
-        if job.slot and job.refusal is None:
-            state.as_of = max(state.as_of, job.slot)
+        _leave(by_name[job.tenant], job)
     changed = {job.tenant for job in moved}
     for name, tenant in tenants.items():
-        state, due = by_name[name], by_name[name].due
-        # A job that nobody takes stays due since when it was; and so where continuations only went past it.
-        since = now if due is None or (name in changed and name not in crowded) else min(due, now)
-        _save(state, tenant, now, since, name in whole)
-        if name in parted and name in changed:
-            state.due = now
+        _save(by_name[name], tenant, now, name in whole, taken=name in changed - crowded)
+        if name in parted & changed:
+            by_name[name].due = now
     return moved
 
 
-def _in_reach(
-    states: Mapping[str, TenantState], jobs: Sequence[StoredJob], near: Collection[str]
-) -> tuple[Sequence[StoredJob], set[str]]:
-    """The jobs without continuations behind the last loaded job of a line that goes on, and whose those are.
-
-    Whoever stands between the two goes before them. But not in the lines of those `near`, and of tenants
-    without a free slot, where nobody goes but a continuation.
-    """
-    calls = [job for job in jobs if job.holder is not None and job.tenant not in near and states[job.tenant].free]
-    if not calls:
-        return jobs, set()
-    last: dict[str, int] = {}
-    for job in jobs:
-        if job.holder is None:
-            last[job.tenant] = max(job.key, last.get(job.tenant, job.key))
-    far = {job.sequence: job.tenant for job in calls if job.key > last.get(job.tenant, job.key)}
-    return [job for job in jobs if job.sequence not in far], set(far.values())
+def _leave(state: TenantState, job: StoredJob) -> None:
+    """A job is in its tenant's line no more."""
+    state.waiting -= 1
+    if not job.paid:
+        state.add_work(job.cost, -1)
+    if job.slot and job.refusal is None:
+        state.as_of = max(state.as_of, job.slot)
 
 
 def _arrivals(
@@ -232,11 +214,15 @@ def _restore(engine: Claims, time: int, job: StoredJob, shape: Shape) -> None:
         engine.moved.append(job)
 
 
-def _save(state: TenantState, tenant: Tenant, now: int, since: int, whole: bool) -> None:
-    """Take over what was decided, and when to decide again. `since` when a job is due that was left."""
+def _save(state: TenantState, tenant: Tenant, now: int, whole: bool, taken: bool) -> None:
+    """Take over what was decided, and when to decide again. `taken`: whether somebody took what was due.
+
+    Otherwise a job that is left has been due for as long as it was.
+    """
     state.zeros = tenant.zeros
     state.running = tenant.running
     state.again = None
+    since = now if taken or state.due is None else min(state.due, now)
     line = tenant.lines.get("")
     if line is None or line.empty:
         state.due = None if whole else now

@@ -46,7 +46,7 @@ class StoredJob(Entry):
             self.expires, self.plain = deadline, False
 
     def follow(self, run: int, place: int, call: int) -> None:
-        """Make it the `call`-th continuation of a run with this number and place: it goes by its run's key."""
+        """Make it the `call`-th continuation of the run of this number and place: it goes by that key."""
         self.holder, self.plain = StoredJob(self.tenant, run, place, self.policy), False
         self.holder.calls = call - 1
         self.place_in_order(self.arrival, self.sequence)

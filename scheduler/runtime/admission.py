@@ -22,14 +22,20 @@ class StoredGrant(Grant):
 
     __slots__ = ("request",)
 
+    scheduler: Admission
     request: Request
 
     @classmethod
-    def of(cls, scheduler: Scheduler, request: Request) -> Self:
+    def of(cls, scheduler: Admission, request: Request) -> Self:
         """The grant that is asked for."""
         grant = cls(scheduler, request.tenant, "", request.policy, request.cost)
         grant.request = request
         return grant
+
+    @property
+    def books(self) -> object:
+        """The store, which a worker's job has too."""
+        return self.scheduler.store
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -211,8 +211,8 @@ class DurableScheduler(Admission):
         grant, if it is one of this very store. A later one needs no worker, like `admit`.
         """
         held = current_turn.get()
-        host: Any = None if held is None or held.tenant != message.tenant else held.scheduler
-        if held is not None and host in {self.store, self} and held.state is GRANTED:
+        runs = held is not None and held.books is self.store and held.state is GRANTED
+        if held is not None and runs and held.tenant == message.tenant:
             if held.free_message:
                 held.free_message = False
                 return None

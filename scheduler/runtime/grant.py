@@ -51,6 +51,11 @@ class Turn(Entry):
         self.future = None
 
     @property
+    def books(self) -> object:
+        """What keeps the buckets that it is charged to; two turns with the same one pay into the same."""
+        return self.scheduler
+
+    @property
     def waited(self) -> float:
         """Seconds from arrival to the slot of the (last) grant."""
         return (self.slot - self.arrival) / NS

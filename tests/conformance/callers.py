@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ order by
 
 @dataclass
 class WithCallers(Stored):
-    """A store with workers and the process of the callers, which take turns at claiming first."""
+    """A store with workers and the process of the callers, which take turns at claiming first, or race."""
 
     is_caller: Callable[[int], bool] = bool
     taken: dict[int, Claim] = field(default_factory=dict)
@@ -53,17 +54,17 @@ class WithCallers(Stored):
     async def claims(self) -> Sequence[Claimed | None]:
         self.turns += 1
         names = [f"worker {number}" for number in range(self.claimers)]
-        found = [await self.claim_callers()] if self.turns % 2 else []
-        found += [await self.store.claim(name, self.slots) for name in names]
-        found += [] if self.turns % 2 else [await self.claim_callers()]
-        claims = {claim.id: claim for claimed in found if claimed is not None for claim in claimed.claims}
+        claims = [self.store.claim(name, self.slots) for name in names]
+        claims.insert(0 if self.turns % 2 else len(claims), self.claim_callers())
+        found = await asyncio.gather(*claims) if self.claimers > 1 else [await claim for claim in claims]
+        taken = {claim.id: claim for claimed in found if claimed is not None for claim in claimed.claims}
         for row in await self.store.rows(NEW):
             number, tenant, slot = int(str(row[0])), str(row[1]), int(str(row[2]))
             job = self.ids.index(number)
             if job in self.running:
-                assert number not in claims, f"job {job} was granted twice"
+                assert number not in taken, f"job {job} was granted twice"
                 continue
-            claim = claims.get(number) or self.claim_of(row)
+            claim = taken.get(number) or self.claim_of(row)
             assert claim.slot == slot
             self.running[job] = claim
             self.kept.grants[tenant].append((job, slot - START))
@@ -148,12 +149,13 @@ async def same_with_callers(
     *,
     late: int = 0,
     slots: int = 100,
+    claimers: int = 1,
 ) -> Record:
     """Play a script to the end on both sides; in memory a caller is an offer like any other."""
     script = to_the_end(ops)
     expected = in_memory(quotas, script)
-    async with opened(dsn) as store:
-        stored = WithCallers(store, quotas, late=late, slots=slots, is_caller=is_caller)
+    async with opened(dsn, connections=claimers + 1) as store:
+        stored = WithCallers(store, quotas, late, claimers, slots, is_caller=is_caller)
         found = await (await stored.run(script)).record()
     compare(expected, found, quotas, ops)
     return found

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.core.ledger import PATIENCE
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, Cost, Quota, Rate, Usage
-from tests.conformance.callers import same_with_callers
+from tests.conformance.callers import WithCallers, same_with_callers
 from tests.conformance.record import Record
+from tests.conformance.stored import VirtualStore, opened
 from tests.conformance.test_traces import LATE, few, pairs, scripts
-from tests.core.play import MS, Op
+from tests.core.play import MS, START, Op
 
 TWO = Quota(Rate(2, burst=5))
 ONE_SLOT = Quota(Rate(2, burst=2), concurrency=1)
@@ -70,8 +72,7 @@ async def test_a_retry_comes_back_before_the_continuations_of_later_runs(dsn: st
 async def test_whoever_comes_behind_a_continuation_is_told_so(dsn: str) -> None:
     """Promise, position, strict refusals and quotes count it; the bound of the line does not."""
     script = [Op("offer")] * 5 + [Op("chain", pick=0, cost=Cost(3)), Op("chain", pick=0)]
-    script += [Op("offer", policy=Policy(max_queue=2)), Op("offer", policy=Policy(max_queue=2))]
-    script += [Op("offer", policy=Policy(max_queue=2)), Op("offer", policy=STRICT), Op("offer", policy=STRICT)]
+    script += [Op("offer", policy=Policy(max_queue=2))] * 3 + [Op("offer", policy=STRICT)] * 2
     found = await same_with_callers(dsn, {"a": TWO}, script, odd)
     assert found.answers[5:] == [
         ("accepted", 1500 * MS),
@@ -126,3 +127,66 @@ async def test_continuations_of_callers_are_granted_as_in_memory(
     dsn: str, quotas: dict[str, Quota], script: list[Op]
 ) -> None:
     await same_with_callers(dsn, quotas, script, odd)
+
+
+@pytest.mark.parametrize("claimers", [2, 5])
+@few
+@given(quotas=pairs, script=scripts(*KINDS))
+async def test_claims_that_race_change_no_slot_of_continuations(
+    dsn: str, claimers: int, quotas: dict[str, Quota], script: list[Op]
+) -> None:
+    await same_with_callers(dsn, quotas, script, nobody, slots=2, claimers=claimers)
+
+
+async def two_runs_behind_a_retry(store: VirtualStore) -> WithCallers:
+    """Two runs fill the only worker; a job with an earlier key has come back, and waits for it."""
+    stored = WithCallers(store, {"a": TWO}, slots=3, is_caller=nobody)
+    await stored.run([Op("offer")] * 3 + [Op("retry", gap=MS, pick=0, delay=MS)])
+    await store.move(START + 2 * MS)
+    await stored.chain(Op("chain", pick=1, cost=Cost(2)))
+    await stored.chain(Op("chain", pick=2, cost=Cost(1)))
+    return stored
+
+
+async def granted(stored: WithCallers, time: int) -> list[tuple[int, int]]:
+    """What a process without slots grants at a time: (job, slot)."""
+    await stored.store.move(START + time)
+    claimed = await stored.claim_callers()
+    return [] if claimed is None else [(stored.ids.index(job), slot - START) for job, slot in claimed.callers]
+
+
+async def test_continuations_pass_a_job_that_nobody_takes_for_a_while(dsn: str) -> None:
+    """Otherwise all would wait for one another. A worker with room for the job has the time to take it first.
+
+    The second continuation goes when its permits are there, and not at any time before that is asked for.
+    """
+    async with opened(dsn) as store:
+        stored = await two_runs_behind_a_retry(store)
+        assert await granted(stored, 2 * MS) == []
+        found = await stored.claim_callers()
+        assert found is not None
+        assert found.blocked["a"].again == START + 2 * MS + PATIENCE
+        assert await granted(stored, 2 * MS + PATIENCE - 1) == []
+        assert await granted(stored, 2 * MS + PATIENCE) == [(3, 2 * MS)]
+        found = await stored.claim_callers()
+        assert found is not None
+        assert found.blocked["a"].again == START + 500 * MS
+        assert await granted(stored, 500 * MS - 1) == []
+        assert await granted(stored, 500 * MS) == [(4, 500 * MS)]
+        worker = await store.claim("worker", 1)
+        assert worker is None or not worker.claims  # its permits went to those who could use them
+        await store.move(START + NS)
+        worker = await store.claim("worker", 1)
+        assert worker is not None
+        assert [(stored.ids.index(claim.id), claim.slot - START) for claim in worker.claims] == [(0, NS)]
+
+
+async def test_a_worker_with_room_takes_the_job_first(dsn: str) -> None:
+    async with opened(dsn) as store:
+        stored = await two_runs_behind_a_retry(store)
+        assert await granted(stored, 2 * MS) == []
+        worker = await store.claim("worker", 1)
+        assert worker is not None
+        assert [(stored.ids.index(claim.id), claim.slot - START) for claim in worker.claims] == [(0, 2 * MS)]
+        assert await granted(stored, 2 * MS) == []
+        assert await granted(stored, NS) == [(3, 500 * MS), (4, NS)]

@@ -144,7 +144,8 @@ def _read(heads: Sequence[Record], most: int) -> tuple[list[StoredJob], list[Sto
     Where a line goes on behind what was loaded, nobody may pass who stands there; continuations may, now and
     then, which is for the core to say.
     """
-    jobs, back, continuations = [], [], []
+    jobs, continuations = [], []
+    back: list[StoredJob] = []
     lines: dict[str, list[StoredJob]] = defaultdict(list)
     for row in heads:
         if row["id"] is None:

@@ -242,7 +242,8 @@ class Home:
         if first is not None and first <= now:
             await self._grant(tenants)
             return 0.0
-        return min([SAFETY, *((time - now) / NS for time in (first, lost) if time is not None)])
+        times = [time - now for time in (first, lost) if time is not None]
+        return min([SAFETY, *(int(time) / NS for time in times)])
 
     async def _grant(self, tenants: Sequence[str]) -> None:
         self._claiming += 1
