@@ -138,6 +138,54 @@ async def test_claims_that_race_change_no_slot_of_continuations(
     await same_with_callers(dsn, quotas, script, nobody, slots=2, claimers=claimers)
 
 
+@pytest.mark.parametrize("late", [Op("chain", pick=0), Op("offer", head_start=NS)])
+async def test_nobody_passes_a_job_that_was_due_before_it_came(dsn: str, late: Op) -> None:
+    """It only waits for the worker that claims it, and nobody goes before it meanwhile."""
+    async with opened(dsn) as store:
+        stored = WithCallers(store, {"a": TWO}, is_caller=lambda number: number == 6)
+        await stored.run([Op("offer")] * 6)
+        await store.move(START + 510 * MS)
+        await (stored.chain(late) if late.kind == "chain" else stored.offer(late))
+        assert await granted(stored, 510 * MS) == []
+        worker = await store.claim("worker", 1)
+        assert worker is not None
+        assert [(stored.ids.index(claim.id), claim.slot - START) for claim in worker.claims] == [
+            (5, 500 * MS)
+        ]
+        assert await granted(stored, NS) == [(6, NS)]
+
+
+@pytest.mark.parametrize(("concurrency", "jobs"), [(None, [0, 1, 2, 3]), (3, [0, 1, 2, 5]), (2, [0, 1, 5])])
+async def test_a_continuation_waits_for_those_before_it_that_were_not_loaded(
+    dsn: str, concurrency: int | None, jobs: list[int]
+) -> None:
+    """A claim looks at the first two of four; the others come before it while there is a slot for them."""
+    async with opened(dsn) as store:
+        quota = Quota(TWO.requests, concurrency=concurrency)
+        stored = WithCallers(store, {"a": quota}, slots=1, is_caller=lambda _: True)
+        await stored.run([Op("offer", cost=Cost(5)), *[Op("offer", head_start=NS)] * 4])
+        await stored.chain(Op("chain", pick=0))
+        await store.move(START + 1500 * MS)
+        while await store.due() <= store.now:
+            await store.claim("worker", 1)
+        found = await store.rows("select id from waitline.job where state = 1 order by slot, id")
+        assert [stored.ids.index(int(str(job))) for (job,) in found] == jobs
+        due = None if concurrency else START + 2 * NS
+        assert await store.rows("select due from waitline.tenant") == [(due,)]
+
+
+async def test_a_continuation_gives_a_worker_no_slot(dsn: str) -> None:
+    async with opened(dsn) as store:
+        stored = WithCallers(store, {"a": TWO}, slots=1, is_caller=lambda number: number == 0)
+        await stored.run([Op("offer")])
+        await stored.chain(Op("chain", pick=0))
+        await stored.offer(Op("offer"))
+        await stored.offer(Op("offer"))
+        worker = await store.claim("worker", 1)
+        assert worker is not None
+        assert [stored.ids.index(claim.id) for claim in worker.claims] == [2]
+
+
 async def two_runs_behind_a_retry(store: VirtualStore) -> WithCallers:
     """Two runs fill the only worker; a job with an earlier key has come back, and waits for it."""
     stored = WithCallers(store, {"a": TWO}, slots=3, is_caller=nobody)

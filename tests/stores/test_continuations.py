@@ -136,6 +136,28 @@ async def test_a_job_that_no_worker_has_room_for_does_not_block_those_that_run(d
         await nobody_left(scheduler)
 
 
+async def test_a_process_does_not_claim_again_and_again_for_what_is_not_its_to_take(dsn: str) -> None:
+    """A job is due and no worker has room for it, and the message behind it has no permits for an hour."""
+    zeros: list[float] = []
+
+    async def work(scheduler: Scheduler, job: Job) -> None:
+        if job.prompt == "first" and job.attempt == job.tries:
+            raise Retry(after=0.01, refused=True)
+        if job.prompt == "second":
+            assert await ask(scheduler) is None
+            message = asyncio.create_task(ask(scheduler))
+            await until(scheduler, waiting=2)
+            home = scheduler.store.home  # type: ignore[attr-defined]
+            zeros.extend([wait for _ in range(100) if (wait := await home._look()) == 0.0])
+            message.cancel()
+            await asyncio.wait([message])
+
+    async with runs(dsn, work, SCARCE, Policy(max_wait=None), concurrency=1) as scheduler:
+        await asyncio.gather(*(scheduler.submit("acme", prompt) for prompt in ("first", "second")))
+        await nobody_left(scheduler)
+    assert len(zeros) <= 4
+
+
 @pytest.mark.parametrize("policy", [Policy(max_wait=60), Policy.strict()])
 async def test_the_default_policy_bounds_the_wait(dsn: str, policy: Policy) -> None:
     """Ten minutes, where it is strict; nothing of a refused message stays."""
