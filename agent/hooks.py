@@ -62,9 +62,9 @@ class Grants:
             if not any(grant is held for held in self._held):
                 self._held.append(grant)
 
-    def paid_to(self, scheduler: object) -> bool:
-        """Whether one of them was granted by this scheduler."""
-        return any(grant.scheduler is scheduler for grant in self._held)
+    def paid_to(self, books: object) -> bool:
+        """Whether one of them was charged to the buckets kept there."""
+        return any(grant.books is books for grant in self._held)
 
     def __enter__(self) -> Self:
         return self

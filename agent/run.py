@@ -126,7 +126,7 @@ class Run:
         The first message is always the job's: it is what the job waited for.
         """
         self.usage = total(self.usage, _known(usage))
-        if turn > 1 and self.job is not None and grants.paid_to(self.job.scheduler):
+        if turn > 1 and self.job is not None and grants.paid_to(self.job.books):
             return
         if usage is None and turn == 1:
             self.unpaid = None

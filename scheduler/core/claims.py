@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+
 from scheduler.core.engine import Engine
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import WAITING, Entry, State
 from scheduler.core.line import Line
-from scheduler.core.stored import StoredJob
+from scheduler.core.stored import StoredJob, TenantState
 
 
 def runs_elsewhere(entry: Entry | None) -> bool:
@@ -17,7 +19,24 @@ class Claims(Engine):
     """Grants jobs while the one who claims has slots, and callers that run elsewhere without taking any.
 
     Both stand in one line: a caller behind a job that finds no slot here waits until somebody takes the job.
+    In the lines of `crowded` tenants that would be too long: nobody seems to have a slot for jobs, so that
+    continuations pass them, as they do where all slots of a scheduler in memory are taken.
     """
+
+    crowded: Collection[str] = frozenset()
+
+    def _choose_front(self, line: Line, time: int) -> None:
+        tenant, front = line.tenant, line.front
+        crowded = tenant.name in self.crowded
+        kept = line.placed is not None and line.agenda is line.gate.eligible and not crowded
+        self._lift(line)
+        if kept and front is not None and front.state is WAITING and tenant.free > 0 and self.root.free <= 0:
+            return  # it lacks one who takes it, from its slot on: nobody who came later goes before it
+        line.front = line.head(tenant.free > 0)
+        if crowded and not runs_elsewhere(line.front):
+            line.front = line.head(False)
+        if line.front is None and line.empty:
+            self._drop_line(line, time)
 
     def _join_gate(self, line: Line) -> None:
         front = line.front
@@ -31,10 +50,30 @@ class Claims(Engine):
 
     def _grant(self, entry: Entry, time: int, now: int, start: int | None, line: Line | None) -> None:
         super()._grant(entry, time, now, start, line)
-        if runs_elsewhere(entry):
+        if runs_elsewhere(entry) and entry.holder is None:
             self.root.free += 1
 
     def _end_waiting(self, entry: Entry, state: State, time: int) -> None:
         super()._end_waiting(entry, state, time)
         if isinstance(entry, StoredJob):
             entry.since = time
+
+
+def in_reach(
+    states: Mapping[str, TenantState], jobs: Sequence[StoredJob], near: Collection[str]
+) -> tuple[Sequence[StoredJob], set[str]]:
+    """The jobs without continuations behind the last loaded job of a line that goes on, and whose those are.
+
+    Whoever stands between the two goes before them. But not in the lines of those `near`, and of tenants
+    without a free slot, where nobody goes but a continuation.
+    """
+    calls = [job for job in jobs if job.holder is not None and states[job.tenant].free]
+    calls = [job for job in calls if job.tenant not in near]
+    if not calls:
+        return jobs, set()
+    last: dict[str, int] = {}
+    for job in jobs:
+        if job.holder is None:
+            last[job.tenant] = max(job.key, last.get(job.tenant, job.key))
+    far = {job.sequence: job.tenant for job in calls if job.key > last.get(job.tenant, job.key)}
+    return [job for job in jobs if job.sequence not in far], set(far.values())

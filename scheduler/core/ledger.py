@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from scheduler.core.account import Account, Shape, shape_of
-from scheduler.core.claims import Claims
+from scheduler.core.claims import Claims, in_reach
 from scheduler.core.entry import REFUSED
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
@@ -26,16 +26,28 @@ from scheduler.core.tenant import Echo, Tenant
 OPEN = shape_of(Quota())
 """The shape of a gate without limits, and of a scheduler without a bound on its slots."""
 
+NEVER = 1 << 62
+"""A time that does not come: only a change helps."""
+
+PATIENCE = 2 * CATCH_UP
+"""Nanoseconds for which a job is due before continuations pass it: time for one who has a slot to take it."""
+
 
 # --- submit ---------------------------------------------------------------------------------------------
 
 
 def outlook(
-    state: TenantState, job: StoredJob, now: int, line: Sequence[StoredJob], parked: int = 0
+    state: TenantState,
+    job: StoredJob,
+    now: int,
+    line: Sequence[StoredJob],
+    parked: int = 0,
+    continuations: int = 0,
 ) -> tuple[Outlook, Refusal | None]:
     """What a job could look forward to if it joined now, and the refusal if its policy does not allow that.
 
     `line`: the jobs in line, in order, where `needs_line` says so. `parked`: jobs of its session before it.
+    `continuations`: how many of those in line are some, where it may be as long as it may get.
     """
     tenant, gate, root = state.tenant(), Gate("", OPEN, now), Account(OPEN, now)
     job.owner, job.shared = tenant, gate
@@ -44,19 +56,23 @@ def outlook(
         return Outlook(0, now, now, Reason.NEVER), Refusal(Reason.NEVER, 0, never)
     if state.waiting:
         tenant.lines[""] = _line(state, tenant, gate, line)
+    call = job.holder is not None
+    if call and _goes_at_once(tenant, job, now):
+        return Outlook(0, now, now, Reason.STRICT), None
     run, amounts = run_to(tenant, job.key, now, now), tenant.shape.amounts(job.cost)
     own = run.peek(amounts)
-    before = sum(other.key < job.key for other in line) if job.head_start else len(line)
+    by_key = call or job.head_start > 0
+    before = sum(other.key < job.key for other in line) if by_key else len(line)
     # Where it has its permits now, so have those before it, and only wait until a worker takes them.
     taken = max(0, min(tenant.free, before)) if own <= now else 0
     tenant.free -= taken
-    ahead = before if job.head_start else state.waiting
+    ahead = before if by_key else state.waiting
     found = expect(job, now, own, own, root, Ahead(ahead - taken, state.waiting, parked))
     found = found._replace(position=ahead)
-    bounded = any(amounts) or before < max(1, job.policy.max_queue)  # even if no worker comes
+    bounded = call or any(amounts) or before < max(1, job.policy.max_queue)  # even if no worker comes
     if found.expected <= now and bounded and (job.expires is None or job.expires > now):
         return found, None
-    full = state.waiting >= job.policy.max_queue
+    full = not call and state.waiting - continuations >= job.policy.max_queue
     reason = decide(found, now, job.policy.max_wait_ns, full, job.expires)
     if reason is None:
         return found, None
@@ -68,6 +84,13 @@ def outlook(
     return found, refusal
 
 
+def _goes_at_once(tenant: Tenant, call: StoredJob, now: int) -> bool:
+    """Whether a continuation has its permits, and nobody stands before it who does not wait for a slot."""
+    line = tenant.lines.get("")
+    first = None if line is None else line.head(tenant.free > 0)
+    return (first is None or call.key < first.key) and tenant.affords(tenant.shape.amounts(call.cost), now)
+
+
 def needs_line(state: TenantState, job: StoredJob, coming: int, now: int) -> bool:
     """Whether to judge a job takes the jobs in line: one bucket and the back of the line do not.
 
@@ -77,7 +100,7 @@ def needs_line(state: TenantState, job: StoredJob, coming: int, now: int) -> boo
     shape, most = state.shape, state.waiting + coming
     if not state.waiting:
         return False
-    if job.head_start or (state.zeros and shape.only is None):
+    if job.head_start or job.holder is not None or (state.zeros and shape.only is None):
         return True
     if shape.only is not None and shape.only.level(state.zeros[0], now) <= state.work[0]:
         return False
@@ -89,7 +112,7 @@ def _line(state: TenantState, tenant: Tenant, gate: Gate, jobs: Sequence[StoredJ
     line = Line(tenant, gate)
     for job in jobs:
         line.push(job)
-    line.work, line.size = list(state.work), state.waiting
+    line.work, line.size = list(state.work), state.waiting - len(line.continuations or ())
     return line
 
 
@@ -122,16 +145,20 @@ def grant(
 
     Callers that run elsewhere take none of the slots.
 
-    `jobs`: the first ones of each line, as many as were loaded; `whole`: the tenants of which that is all.
+    `jobs`: the first ones of each line, as many as were loaded, and all continuations; `whole`: the tenants
+    of which that is all.
     """
     if not jobs:
         for state in states:
             state.due = None if state.name in whole else now
         return []
     by_name = {state.name: state for state in states}
+    overdue = [state.name for state in states if state.due is not None and state.due + PATIENCE <= now]
+    crowded = frozenset(overdue if slots <= 0 else ())
+    jobs, parted = in_reach(by_name, jobs, whole | crowded)
     arrivals = _arrivals(by_name, jobs, now)
     engine = Claims(arrivals[0][0], lambda name: by_name[name].quota, {"": Quota()}, max(1, slots))
-    engine.max_waiting = len(jobs)
+    engine.max_waiting, engine.crowded = len(jobs), crowded
     tenants = {state.name: state.tenant() for state in states}
     engine.tenants = dict(tenants)  # of its own: it forgets whom it can
     if slots <= 0:
@@ -143,15 +170,22 @@ def grant(
     engine.advance(now)
     moved = [job for job in engine.moved if isinstance(job, StoredJob)]
     for job in moved:
-        state = by_name[job.tenant]
-        state.waiting -= 1
-        if not job.paid:
-            state.add_work(job.cost, -1)
-        if job.slot and job.refusal is None:
-            state.as_of = max(state.as_of, job.slot)
+        _leave(by_name[job.tenant], job)
+    changed = {job.tenant for job in moved}
     for name, tenant in tenants.items():
-        _save(by_name[name], tenant, now, name in whole)
+        _save(by_name[name], tenant, now, name in whole, taken=name in changed - crowded)
+        if name in parted & changed:
+            by_name[name].due = now
     return moved
+
+
+def _leave(state: TenantState, job: StoredJob) -> None:
+    """A job is in its tenant's line no more."""
+    state.waiting -= 1
+    if not job.paid:
+        state.add_work(job.cost, -1)
+    if job.slot and job.refusal is None:
+        state.as_of = max(state.as_of, job.slot)
 
 
 def _arrivals(
@@ -180,28 +214,43 @@ def _restore(engine: Claims, time: int, job: StoredJob, shape: Shape) -> None:
         engine.moved.append(job)
 
 
-def _save(state: TenantState, tenant: Tenant, now: int, whole: bool) -> None:
+def _save(state: TenantState, tenant: Tenant, now: int, whole: bool, taken: bool) -> None:
+    """Take over what was decided, and when to decide again. `taken`: whether somebody took what was due.
+
+    Otherwise a job that is left has been due for as long as it was.
+    """
     state.zeros = tenant.zeros
     state.running = tenant.running
+    state.again = None
+    since = now if taken or state.due is None else min(state.due, now)
     line = tenant.lines.get("")
-    if line is None or not line.blocks:
+    if line is None or line.empty:
         state.due = None if whole else now
-    elif line.placed is None or tenant.free <= 0:
+        return
+    first, placed = line.head(tenant.free > 0), line.placed
+    if first is None:
         state.due = None
-    elif line.agenda is line.gate.eligible:
-        state.due = now
+    elif placed is not None and line.agenda is line.gate.eligible:
+        state.due = since
+        state.again = since + PATIENCE if line.continuations else NEVER
+    elif placed is None or line.front is not first:  # crowded
+        state.due = since
+        state.again = NEVER if placed is None else placed[0]
     else:
-        state.due = line.placed[0]
+        state.due = placed[0]
 
 
 # --- settle ---------------------------------------------------------------------------------------------
 
 
-def settle(state: TenantState, cost: Cost, usage: Usage | None, now: int) -> None:
-    """End a grant: `usage` replaces what was charged (None: it was right), and the slot is free."""
+def settle(state: TenantState, cost: Cost, usage: Usage | None, now: int, slots: int = 1) -> None:
+    """End a grant: `usage` replaces what was charged (None: it was right), and the slot is free.
+
+    `slots`: how many it had, none if it was a continuation.
+    """
     shape = state.shape
-    was_full = state.running >= shape.concurrency
-    state.running -= 1
+    was_full = slots > 0 and state.running >= shape.concurrency
+    state.running -= slots
     if usage is not None:
         charged, real = shape.amounts(cost), shape.amounts(usage)
         state.zeros = [z - c + r for z, c, r in zip(state.zeros, charged, real, strict=True)]

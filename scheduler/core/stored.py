@@ -16,7 +16,9 @@ class StoredJob(Entry):
 
     `sequence`, its number, orders the jobs of a line that arrived at the same time; `tenant` is the tenant's
     name; `since` is when it joined its line, at its arrival or when its backoff was over, or when it left it
-    without a grant. `home` names the process of a caller that runs its own work.
+    without a grant. `home` names the process of a caller that runs its own work. The `holder` of a
+    continuation stands in for its run: with the number of that, with its place in line as arrival, and with
+    the number of the call.
     """
 
     __slots__ = ("since", "tenant")
@@ -44,6 +46,12 @@ class StoredJob(Entry):
         if deadline is not None:
             self.expires, self.plain = deadline, False
 
+    def follow(self, run: int, place: int, call: int) -> None:
+        """Make it the `call`-th continuation of the run of this number and place: it goes by that key."""
+        self.holder, self.plain = StoredJob(self.tenant, run, place, self.policy), False
+        self.holder.calls = call - 1
+        self.place_in_order(self.arrival, self.sequence)
+
 
 @dataclass(slots=True)
 class TenantState:
@@ -54,6 +62,10 @@ class TenantState:
     `as_of`, the time of the last change that moved those who wait. `due` is the first time at which
     anything can happen, None if that takes a change. `echo`: the phantoms of those refused, as `(zeros,
     time, last, count)`.
+
+    `again` is not kept, it is what the last decision found out: when one without slots of its own should ask
+    again, although something is due before that, since that is for others to take. None says that `due` is
+    right for everybody.
     """
 
     name: str
@@ -65,6 +77,7 @@ class TenantState:
     work: list[int] = field(default_factory=list)
     due: int | None = None
     echo: tuple[list[int], int, int, int] | None = None
+    again: int | None = field(default=None, compare=False)
     limits: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
     """A quota and its shape, kept because to find the shape costs more than all that is asked of it."""
 
@@ -80,6 +93,11 @@ class TenantState:
         if self.limits is None or self.limits[0] is not self.quota:
             self.limits = self.quota, shape_of(self.quota)
         return self.limits[1]
+
+    @property
+    def free(self) -> bool:
+        """Whether there is a slot to be had."""
+        return self.running < self.shape.concurrency
 
     def tenant(self) -> Tenant:
         """What the engine decides over."""

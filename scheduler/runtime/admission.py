@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from types import TracebackType
+from typing import Self
 
 from scheduler.core.entry import ENDED, RUNNING, WAITING
 from scheduler.core.quota import NS, Usage
@@ -21,7 +22,20 @@ class StoredGrant(Grant):
 
     __slots__ = ("request",)
 
+    scheduler: Admission
     request: Request
+
+    @classmethod
+    def of(cls, scheduler: Admission, request: Request) -> Self:
+        """The grant that is asked for."""
+        grant = cls(scheduler, request.tenant, "", request.policy, request.cost)
+        grant.request = request
+        return grant
+
+    @property
+    def books(self) -> object:
+        """The store, which a worker's job has too."""
+        return self.scheduler.store
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

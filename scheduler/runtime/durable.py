@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,14 +22,14 @@ from scheduler.runtime.arguments import (
     check_timeout,
 )
 from scheduler.runtime.durable_ticket import DurableTicket, check_key, error_of
-from scheduler.runtime.grant import Grant, current_turn
+from scheduler.runtime.grant import Grant, Turn, current_turn
 from scheduler.runtime.job import Prompt, Ticket
 from scheduler.runtime.reports import Levels, levels_of
 from scheduler.runtime.scheduler import HasTenant
 from scheduler.runtime.values import Quote, Statistics
 from scheduler.stores.protocol import Store
 from scheduler.stores.results import load
-from scheduler.stores.values import DONE, Accepted, Request
+from scheduler.stores.values import DONE, Accepted, Holder, Request
 
 
 class DurableScheduler(Admission):
@@ -196,30 +197,39 @@ class DurableScheduler(Admission):
         `lease` seconds after this process has died. What the block used is recorded soon after it ends, and
         before this process asks for another turn of the tenant.
         """
-        request = self._request(
-            tenant, "admit", cost=cost, timeout=timeout, policy=policy, priority=priority, gate=gate
+        return StoredGrant.of(
+            self,
+            self._request(
+                tenant, "admit", cost=cost, timeout=timeout, policy=policy, priority=priority, gate=gate
+            ),
         )
-        grant = StoredGrant(self, tenant, "", request.policy, request.cost)
-        grant.request = request
-        return grant
 
     async def on_before_message(self, message: HasTenant) -> Grant | None:
         """A before-hook for an agent: see `Scheduler.on_before_message`.
 
         The first message of a worker's job, or of a request under the middleware, has been paid with its
-        grant. Raises NotImplementedError for a later one: it cannot take permits by the key of its run yet.
+        grant, if it is one of this very store. A later one needs no worker, like `admit`.
         """
         held = current_turn.get()
-        host: Any = None if held is None or held.tenant != message.tenant else held.scheduler
-        if held is not None and host in {self.store, self} and held.state is GRANTED:
+        runs = held is not None and held.books is self.store and held.state is GRANTED
+        if held is not None and runs and held.tenant == message.tenant:
             if held.free_message:
                 held.free_message = False
                 return None
-            raise NotImplementedError("on_before_message: not for a later message of a job over a store")
-        grant = self.admit(message.tenant)
+            grant = self._continue(held)
+        else:
+            grant = self.admit(message.tenant)
         self.offer(grant)
         await self.turn(grant)
         return grant
+
+    def _continue(self, run: Turn) -> Grant:
+        """A grant for a later message of a run: by its key, in its slot, and not strict."""
+        run.calls += 1
+        request = self._request(run.tenant, "message")
+        policy = Policy() if request.policy.max_wait == 0 else request.policy
+        holder = Holder(run.sequence, run.tries, run.calls)
+        return StoredGrant.of(self, replace(request, policy=policy, holder=holder))
 
     # --- tenants ------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class Turn(Entry):
 
     future: asyncio.Future[None] | None
     usage: Usage | None = None
+    tries: int = 1  # attempts, and the tries that an upstream refused, which are not counted as attempts
     watched = False
     free_message: bool = True
     """Whether it still covers a message that a hook sees."""
@@ -48,6 +49,11 @@ class Turn(Entry):
         self.tenant = tenant
         self.gate = gate
         self.future = None
+
+    @property
+    def books(self) -> object:
+        """What keeps the buckets that it is charged to; two turns with the same one pay into the same."""
+        return self.scheduler
 
     @property
     def waited(self) -> float:

@@ -29,7 +29,6 @@ class Job(Turn):
     timeout: float | None
     """Seconds from submit to the result."""
     attempt: int = 1
-    tries: int = 1  # attempts, and the tries that an upstream refused, which are not counted as attempts
     stopped: str | None = None
     """Why its run was interrupted: timeout, run_timeout, cancelled, closed."""
     cancelling: int | None = None

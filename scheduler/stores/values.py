@@ -20,12 +20,20 @@ STATES = ("waiting", "running", "done", "failed", "cancelled")
 """Their names, by their numbers."""
 
 
+class Holder(NamedTuple):
+    """The try of a running job whose slot a continuation uses, and its how many-th `call` that is."""
+
+    id: int
+    tries: int
+    call: int
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A job to be accepted. `prompt` is JSON, `quota` for a tenant that was never seen; times are ns.
 
     `home`: the process of a caller that runs its own work and has no prompt; it waits for `lease` nanoseconds
-    unless that is renewed.
+    unless that is renewed. `holder`: what it continues, if that is still running then.
     """
 
     tenant: str
@@ -39,6 +47,7 @@ class Request:
     key: str | None = None
     home: str | None = None
     lease: int = 0
+    holder: Holder | None = None
 
     def digest(self) -> bytes | None:
         """What tells another prompt under the same key."""

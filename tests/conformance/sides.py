@@ -29,7 +29,7 @@ LONG = 10_000 * NS
 
 def to_the_end(ops: Sequence[Op], rounds: int = 2) -> list[Op]:
     """A script, and then all that runs ends, and all that waits may go."""
-    offers = sum(op.kind == "offer" for op in ops)
+    offers = sum(op.kind in {"offer", "chain"} for op in ops)
     ends = [Op("settle", pick=job) for job in range(offers)]
     return [*ops, *([Op("advance", gap=LONG), *ends] * rounds), Op("advance", gap=LONG)]
 

@@ -21,7 +21,7 @@ WRONG = """
 select t.name, t.waiting, t.running, t.work::text
 from waitline.tenant as t
 where t.waiting <> (select count(*) from waitline.job where tenant = t.name and state = 0)
-    or t.running <> (select count(*) from waitline.job where tenant = t.name and state = 1)
+    or t.running <> (select count(*) from waitline.job where tenant = t.name and state = 1 and holder is null)
     or (0 <> any (t.work) and not exists (select from waitline.job where tenant = t.name and place >= 0))
     or 0 > any (t.work)
 """

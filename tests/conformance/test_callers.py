@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, Quota, Rate
+from scheduler.core.quota import NS, Cost, Quota, Rate
 from tests.conformance.callers import HOME, WithCallers, same_with_callers
 from tests.conformance.stored import opened
 from tests.conformance.test_traces import LATE, few, pairs, scripts
@@ -34,6 +34,13 @@ async def test_callers_are_refused_as_jobs_are(dsn: str) -> None:
     script = [Op("offer")] * 5 + [Op("offer", policy=Policy.strict())] * 6
     found = await same_with_callers(dsn, {"a": TWO}, script, odd)
     assert [answer[-1] for answer in found.answers[5:]] == [n * NS // 2 for n in range(1, 7)]
+
+
+async def test_a_retry_that_a_process_without_slots_notices_first_keeps_its_slot(dsn: str) -> None:
+    """It came back when its backoff was over, however late, and whoever puts it in line."""
+    script = [Op("offer", cost=Cost(5)), Op("retry", gap=MS, pick=0, delay=5 * NS)]
+    found = await same_with_callers(dsn, {"a": TWO}, script, odd, late=MS)
+    assert found.grants["a"] == [(0, 0), (0, 5001 * MS)]
 
 
 @few

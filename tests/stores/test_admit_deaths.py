@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from scheduler import Quota, Rate
 from scheduler.stores.postgres.embedded import Embedded
 from tests.stores.callers import FAST_SLOT, rows, until, web
 from tests.stores.servers import FAST, kill, roomy_memory
+from tests.stores.working import working
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -34,11 +36,33 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
+WORKER = """
+import asyncio, sys
+from types import SimpleNamespace
+from scheduler import Policy, Quota, Rate, Scheduler
+from scheduler.stores.postgres import PostgresStore
+from scheduler.worker import Worker
+
+async def main(dsn):
+    store = PostgresStore(dsn, lease=0.5, migrate=False)
+    quota = Quota(Rate(1, per=3600, burst=1))
+
+    async def handler(job):
+        for _ in range(2):
+            await scheduler.on_before_message(SimpleNamespace(tenant="acme"))
+
+    async with Scheduler(store=store, quotas=quota, policy=Policy(max_wait=None)) as scheduler:
+        await Worker(handler, store).run()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
 @asynccontextmanager
-async def process(dsn: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Another process that asks for a turn and keeps it."""
+async def process(dsn: str, program: str = OTHER) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Another process: one that asks for a turn and keeps it, or another program."""
     found = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", OTHER, dsn, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", program, dsn, cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     try:
         yield found
@@ -78,6 +102,20 @@ async def test_a_process_that_dies_while_it_holds_gives_its_slot_back_within_its
             (await behind).settle()
         await until(scheduler, waiting=0, running=0)
         assert await rows(dsn, "select kind from waitline.job where state = 3") == [("home_lost",)]
+
+
+async def test_a_worker_that_dies_while_a_message_waits_leaves_neither_it_nor_the_run(dsn: str) -> None:
+    """Another one runs the job again; the message that waited is gone when its lease is over."""
+    hour = Quota(Rate(1, per=3600, burst=1))
+    async with web(dsn, hour) as scheduler, process(dsn, WORKER) as other:
+        await scheduler.enqueue("acme", "x")
+        await until(scheduler, running=1, waiting=1)
+        await die(other)
+        async with working(dsn, max_attempts=1):
+            await until(scheduler, running=0, waiting=0)
+        ended = await rows(dsn, "select kind from waitline.job where state = 3 order by kind")
+        assert ended == [("home_lost",), ("worker_lost",)]
+        assert await rows(dsn, "select work from waitline.tenant") == [([0],)]
 
 
 async def test_a_process_that_was_taken_for_dead_stands_in_line_again(dsn: str) -> None:

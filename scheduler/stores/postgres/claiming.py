@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from asyncpg import Connection, Record
@@ -12,6 +12,7 @@ from scheduler.core import ledger
 from scheduler.core.entry import RUNNING
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.dues import Blocked
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import announce, kind_of, unpark, why
 from scheduler.stores.postgres.statements import statement
@@ -42,13 +43,14 @@ class Claimed(NamedTuple):
     """What a claim found: jobs in the order of their slots, and whether there may be more.
 
     `callers`: (id, slot) of those of the claiming process that run their own work. `moved`: whether any line
-    is another one than before.
+    is another one than before. `blocked`: tenants whose callers wait although something is due.
     """
 
     claims: list[Claim]
     more: bool
     callers: Sequence[tuple[int, int]] = ()
     moved: bool = True
+    blocked: Mapping[str, Blocked] = {}
 
 
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
@@ -80,7 +82,7 @@ async def _decide(
     for job in back:  # their backoff is over: they are in line from here on
         if not job.paid:
             locked.states[job.tenant].add_work(job.cost, 1)
-    loaded = Counter(job.tenant for job in jobs)
+    loaded = Counter(job.tenant for job in jobs if job.holder is None)
     whole = frozenset(s.name for s in states if loaded[s.name] < most or loaded[s.name] == s.waiting)
     moved = ledger.grant(states, jobs, slots, now, whole)
     for row in heads:
@@ -111,7 +113,12 @@ async def _decide(
     more = any(state.due is not None and state.due <= now for state in states) or len(states) >= TENANTS
     ours = [(job.sequence, job.slot) for job in granted if job.home == worker]
     jobs = [job for job in granted if job.home is None]
-    return Claimed(_claims(jobs, saved, now + lease), more, ours, bool(moved or waiting))
+    blocked = {
+        state.name: Blocked(state.due, state.as_of, state.again)
+        for state in states
+        if state.again is not None and state.name in with_callers
+    }
+    return Claimed(_claims(jobs, saved, now + lease), more, ours, bool(moved or waiting), blocked)
 
 
 async def _tell(
@@ -133,20 +140,24 @@ async def _tell(
 def _read(found: Sequence[Record], most: int) -> tuple[list[StoredJob], list[StoredJob]]:
     """The jobs to grant from, and all whose backoff is over.
 
-    Where a line goes on behind what was loaded, nobody may pass who stands there.
+    Where a line goes on behind what was loaded, nobody may pass who stands there; continuations may, now and
+    then, which is for the core to say.
     """
-    jobs, back = [], []
+    jobs, continuations = [], []
+    back: list[StoredJob] = []
     lines: dict[str, list[StoredJob]] = defaultdict(list)
     for row in found:
         job = rows.read_job(row)
+        if row["holder"] is not None:
+            continuations.append(job)
+            continue
         jobs.append(job)
-        if row["returns"] is None:
-            lines[job.tenant].append(job)
-        else:
+        if row["returns"] is not None:
             job.since = row["returns"]
-            back.append(job)
+        (back if row["place"] is None else lines[job.tenant]).append(job)
     last = {tenant: line[-1].key for tenant, line in lines.items() if len(line) >= most}
-    return [job for job in jobs if job.tenant not in last or job.key <= last[job.tenant]], back
+    jobs = [job for job in jobs if job.tenant not in last or job.key <= last[job.tenant]]
+    return jobs + continuations, back
 
 
 def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -> list[Claim]:

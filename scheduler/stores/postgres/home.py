@@ -30,16 +30,16 @@ from scheduler.stores.postgres.connections import (
     Connections,
     patiently,
 )
+from scheduler.stores.postgres.dues import Dues
 from scheduler.stores.postgres.opened import Opened
+from scheduler.stores.postgres.results import outcome_of
 from scheduler.stores.postgres.settling import Ending
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import (
-    CANCELLED,
     DONE,
     RUNNING,
     WAITING,
     Ended,
-    Outcome,
     Place,
     Request,
     Withdrawn,
@@ -77,6 +77,7 @@ class Home:
         self._closed = False
         self._heard: list[tuple[int, int]] = []
         self._over: set[int] = set()
+        self._dues = Dues()
 
     # --- in line --------------------------------------------------------------------------------------------
 
@@ -123,7 +124,10 @@ class Home:
         claimed = await claiming.claim_callers(
             connection, self.name, tenants, self._store.about(), self._lease_ns
         )
-        return () if claimed is None else claimed.callers
+        if claimed is None:
+            return ()
+        self._dues.note(claimed.blocked)
+        return claimed.callers
 
     def give_back(self, caller: int, tenant: str) -> None:
         """A caller wants no more of it: it leaves its line, or gives back all that it was granted."""
@@ -141,6 +145,8 @@ class Home:
 
     async def _settle(self, ended: Ended) -> None:
         await self._endings.do(ended, self._store.group)
+        if self._dues.blocked:  # what was given back may help whoever waits here
+            self._wake.set()
 
     def _end(self, tenant: str, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -233,17 +239,18 @@ class Home:
         places = dict(self._waiting)
         tenants = sorted({place.tenant for place in places.values()})
         async with self._connections.connection() as connection:
-            (then,) = await connection.fetch(statement("home_due"), tenants)
+            due = await connection.fetch(statement("home_due"), tenants)
             found = await connection.fetch(statement("home_jobs"), list(places))
         self._learn(places, {row["id"]: row for row in found})
-        if then["lost"] is not None and then["lost"] <= then["now"]:
+        now, lost, first = due[0]["now"], due[0]["lost"], self._dues.first(due)
+        if lost is not None and lost <= now:
             async with self._connections.transaction() as connection:
-                await settling.rescue(connection, then["now"], None, BATCH)
+                await settling.rescue(connection, now, None, BATCH)
             return 0.0
-        if then["due"] is not None and then["due"] <= then["now"]:
+        if first is not None and first <= now:
             await self._grant(tenants)
             return 0.0
-        times = [time - then["now"] for time in (then["due"], then["lost"]) if time is not None]
+        times = [time - now for time in (first, lost) if time is not None]
         return min([SAFETY, *(int(time) / NS for time in times)])
 
     async def _grant(self, tenants: Sequence[str]) -> None:
@@ -264,7 +271,7 @@ class Home:
             if row is not None and row["state"] <= RUNNING:
                 continue
             if self._waiting.pop(caller, None) is not None and not place.told.done():
-                place.told.set_exception(Withdrawn(_outcome(caller, place.tenant, row)))
+                place.told.set_exception(Withdrawn(outcome_of(caller, place.tenant, row)))
 
     async def _beat(self) -> None:
         """Renew the leases of all who wait or run here, three times in the length of one."""
@@ -291,9 +298,3 @@ class Home:
             task.cancel()
         if gone:
             self._store.group.create_task(patiently(partial(self._give_back, gone)))
-
-
-def _outcome(caller: int, tenant: str, row: Record | None) -> Outcome:
-    if row is None:
-        return Outcome(caller, tenant, CANCELLED, None, "cancelled", 0, 0.0)
-    return Outcome(caller, tenant, row["state"], row["result"], row["kind"], 0, row["seconds"])

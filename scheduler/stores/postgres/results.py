@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from asyncpg import Record
+
 from scheduler.errors import SchedulerClosed
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.connections import LOST, SAFETY, Connections, patiently
@@ -86,3 +88,10 @@ class Results:
         if tenant is None:
             return Outcome(job, "", WAITING, None, None, 0, 0.0)
         return Outcome(job, tenant, CANCELLED, None, "forgotten", 0, 0.0)
+
+
+def outcome_of(caller: int, tenant: str, row: Record | None) -> Outcome:
+    """What became of a caller that runs its own work, by its row; without one somebody cancelled it."""
+    if row is None:
+        return Outcome(caller, tenant, CANCELLED, None, "cancelled", 0, 0.0)
+    return Outcome(caller, tenant, row["state"], row["result"], row["kind"], 0, row["seconds"])

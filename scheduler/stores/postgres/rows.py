@@ -119,4 +119,6 @@ def read_job(row: Record) -> StoredJob:
         job.paid, job.plain = True, False
     if row["home"] is not None:
         job.home, job.plain = row["home"], False
+    if row["holder"] is not None:
+        job.follow(row["holder"], row["place"], row["call"])
     return job

@@ -53,7 +53,8 @@ class Settlement:
     def end(self, row: Record, ending: Ended) -> None:
         """A try that is over for good."""
         state = self.locked.states[row["tenant"]]
-        ledger.settle(state, rows.cost_of(*row["cost"]), ending.usage, self.now)
+        slots = int(row["holder"] is None)
+        ledger.settle(state, rows.cost_of(*row["cost"]), ending.usage, self.now, slots)
         self.leave(row, ending.state, ending.result, ending.kind)
 
     def leave(

@@ -25,11 +25,13 @@ Saved = tuple[Request, StoredJob, bool]
 """A job that was accepted, and whether it stands outside its line behind another one of its session."""
 
 
-def _job(request: Request, number: int, now: int) -> StoredJob:
-    """The job that is asked for, as it arrives now."""
+def _job(request: Request, number: int, now: int, place: int | None = None) -> StoredJob:
+    """The job that is asked for, as it arrives now. `place`: of the run that it continues, if that runs."""
     job = StoredJob(request.tenant, number, now, request.policy, request.cost)
     deadline = None if request.timeout is None else now + request.timeout
     job.want(head_start=request.head_start, session=request.session, deadline=deadline)
+    if place is not None and request.holder is not None:
+        job.follow(request.holder.id, place, request.holder.call)
     return job
 
 
@@ -43,6 +45,8 @@ class Batch:
         self._lines: dict[str, list[StoredJob]] = defaultdict(list)
         self._sessions: Counter[tuple[str, str]] = Counter()
         self._keys: dict[tuple[str, str], tuple[bytes, Accepted]] = {}
+        self._places: dict[int, int] = {}
+        self._continuations: Counter[str] = Counter()
         self._saved: list[Saved] = []
 
     async def judge(self) -> list[Answer]:
@@ -78,6 +82,15 @@ class Batch:
             tenants, sessions = zip(*sorted(named), strict=True)
             for row in await self._connection.fetch(statement("sessions"), tenants, sessions):
                 self._sessions[row["tenant"], row["session"]] = row["jobs"]
+        calls = [(r.holder.id, r.holder.tries, r.tenant) for r in self._requests if r.holder is not None]
+        if calls:
+            found = await self._connection.fetch(statement("holders"), *zip(*calls, strict=True))
+            self._places = {row["id"]: row["place"] for row in found}
+        states, coming = self._locked.states, len(self._requests)
+        full = {r.tenant for r in self._requests if states[r.tenant].waiting + coming > r.policy.max_queue}
+        if full:
+            for row in await self._connection.fetch(statement("count_continuations"), sorted(full)):
+                self._continuations[row["tenant"]] = row["number"]
 
     async def _load_lines(self, now: int) -> None:
         """Load the jobs in line, of those tenants where the judgement takes them."""
@@ -85,11 +98,16 @@ class Batch:
         walked = {
             r.tenant
             for r in self._requests
-            if ledger.needs_line(states[r.tenant], _job(r, 0, now), coming, now)
+            if ledger.needs_line(states[r.tenant], self._asked(r, 0, now), coming, now)
         }
         if walked:
             for row in await self._connection.fetch(statement("waiting_lines"), sorted(walked)):
                 self._lines[row["tenant"]].append(rows.read_job(row))
+
+    def _asked(self, request: Request, number: int, now: int) -> StoredJob:
+        """The job of a request: a continuation whose run is over, or lost, stands in line as any caller."""
+        place = None if request.holder is None else self._places.get(request.holder.id)
+        return _job(request, number, now, place)
 
     def _one(self, request: Request, now: int, numbers: Iterator[int]) -> Answer:
         known = None if request.key is None else self._keys.get((request.tenant, request.key))
@@ -99,14 +117,15 @@ class Batch:
                 return known[1]
             return ValueError(f"key: {request.key!r} was used before, with another prompt or session")
         state, line = self._locked.states[request.tenant], self._lines[request.tenant]
-        job = _job(request, next(numbers), now)
+        job = self._asked(request, next(numbers), now)
         session = None if request.session is None else (request.tenant, request.session)
         parked = 0 if session is None else self._sessions[session]
-        found, refusal = ledger.outlook(state, job, now, line, parked)
+        found, refusal = ledger.outlook(state, job, now, line, parked, self._continuations[request.tenant])
         if refusal is not None:
             return refused(request.tenant, refusal)
         job.promised = found.promised
         ledger.join(state, job, now, outside=parked > 0)
+        self._continuations[request.tenant] += job.holder is not None
         if session is not None:
             self._sessions[session] += 1
         if not parked:
@@ -130,7 +149,7 @@ class Batch:
             self._locked.sooner(),
             [job.sequence for _, job, _ in saved],
             [request.tenant for request, _, _ in saved],
-            [None if outside else job.arrival - job.head_start for _, job, outside in saved],
+            [None if outside else _place(job) for _, job, outside in saved],
             [job.arrival for _, job, _ in saved],
             [job.promised for _, job, _ in saved],
             [job.head_start for _, job, _ in saved],
@@ -145,7 +164,14 @@ class Batch:
             [request.prompt for request, _, _ in saved],
             [request.home for request, _, _ in saved],
             [None if request.home is None else job.arrival + request.lease for request, job, _ in saved],
+            [None if job.holder is None else job.holder.sequence for _, job, _ in saved],
+            [None if job.holder is None else job.holder.calls for _, job, _ in saved],
         )
+
+
+def _place(job: StoredJob) -> int:
+    """Where a job stands in its line: a continuation at the place of its run."""
+    return job.arrival - job.head_start if job.holder is None else job.holder.arrival
 
 
 async def submit(connection: Connection, requests: Sequence[Request]) -> list[Answer]:

@@ -66,7 +66,7 @@ create table waitline.job (
 ) with (fillfactor = 80);
 comment on column waitline.job.state is '0 waiting, 1 running, 2 done, 3 failed, 4 cancelled.';
 comment on column waitline.job.place is 'Its place in line: arrival less head start. Null outside: granted, in backoff, or behind its session.';
-comment on column waitline.job.returns is 'In backoff: when it goes back to its line.';
+comment on column waitline.job.returns is 'In backoff: when it goes back to its line; in line after it: when it did.';
 comment on column waitline.job.attempt is 'Attempts so far; a try that the upstream refused is none.';
 comment on column waitline.job.tries is 'Grants so far. It fences the result: only the try that holds the lease may record one.';
 comment on column waitline.job.stop is 'Somebody wants a running job to be cancelled.';
@@ -74,7 +74,7 @@ comment on column waitline.job.kind is 'Of a failed or cancelled job: why.';
 
 create index job_line on waitline.job (tenant, place, id) where place is not null;
 create index job_lease on waitline.job (lease) where state = 1;
-create index job_returns on waitline.job (tenant, returns) where returns is not null;
+create index job_returns on waitline.job (tenant, returns) where returns is not null and place is null;
 create index job_deadline on waitline.job (deadline) where state = 0 and deadline is not null;
 create index job_session on waitline.job (tenant, session, id) where session is not null and state < 2;
 create index job_finished on waitline.job (finished) where finished is not null;

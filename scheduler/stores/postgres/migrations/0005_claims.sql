@@ -5,7 +5,7 @@ returns table (
     now bigint, tenant text, quota text, zeros text, work text, running integer, waiting integer, as_of bigint,
     due bigint, echo text, next_return bigint, homes boolean, most integer,
     id bigint, arrival bigint, promised bigint, head_start bigint, deadline bigint, max_wait bigint, cost bigint[],
-    session text, paid boolean, home text, returns bigint
+    session text, paid boolean, home text, returns bigint, holder bigint, call smallint, place bigint
 )
     language plpgsql volatile as $$
 #variable_conflict use_column
@@ -39,10 +39,10 @@ begin
     return query
         select
             clock, t.name, t.quota, t.zeros::text, t.work::text, t.running, t.waiting, t.as_of, t.due, t.echo,
-            (select min(j.returns) from waitline.job as j where j.tenant = t.name and j.returns > clock),
+            (select min(j.returns) from waitline.job as j where j.tenant = t.name and j.place is null and j.returns > clock),
             exists (select from waitline.job as j where j.tenant = t.name and j.home is not null and j.state = 0),
             each, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint[],
-            null::text, null::boolean, null::text, null::bigint
+            null::text, null::boolean, null::text, null::bigint, null::bigint, null::smallint, null::bigint
         from unnest(found) with ordinality as u (name, place)
         join waitline.tenant as t on t.name = u.name
         order by u.place;
@@ -50,26 +50,32 @@ begin
         select
             null::bigint, u.name, null::text, null::text, null::text, null::integer, null::integer, null::bigint,
             null::bigint, null::text, null::bigint, null::boolean, null::integer,
-            j.id, j.arrival, j.promised, j.head_start, j.deadline, j.max_wait, j.cost, j.session, j.paid, j.home, j.returns
+            j.id, j.arrival, j.promised, j.head_start, j.deadline, j.max_wait, j.cost, j.session, j.paid, j.home, j.returns,
+            j.holder, j.call, j.place
         from unnest(found) as u (name)
         cross join lateral (
             (
                 select * from waitline.job as f
-                where f.tenant = u.name and f.place is not null
+                where f.tenant = u.name and f.place is not null and f.holder is null
                 order by f.place, f.id
                 limit each
             )
             union all
             (
                 select * from waitline.job as f
-                where f.tenant = u.name and f.returns <= clock
+                where f.tenant = u.name and f.place is null and f.returns <= clock
                 order by f.returns
                 limit each
+            )
+            union all
+            (
+                select * from waitline.job as f
+                where f.tenant = u.name and f.holder is not null and f.state = 0
             )
         ) as j;
 end
 $$;
-comment on function waitline.due_lines is 'Locks tenants of which something is due about now (of those `names`, if given): a row for each, with the time now that the locks are held and `most`, how many jobs of a line were loaded at most; then the first jobs of their lines, and those whose backoff is over. `next_return` is when the next backoff of a tenant ends, `homes` whether callers wait that run their own work.';
+comment on function waitline.due_lines is 'Locks tenants of which something is due about now (of those `names`, if given): a row for each, with the time now that the locks are held and `most`, how many jobs of a line were loaded at most; then the first jobs of their lines, those whose backoff is over, and all continuations. `next_return` is when the next backoff of a tenant ends, `homes` whether callers wait that run their own work.';
 
 create function waitline.settle_plain(
     ids bigint[], numbers integer[], states smallint[], results text[], kinds text[], owners text[], metered text[],

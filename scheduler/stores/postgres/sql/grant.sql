@@ -14,7 +14,7 @@ with saved as (
     where j.id = u.id
 ), joined as (
     update waitline.job
-    set place = arrival - head_start, returns = null
+    set place = arrival - head_start
     where id = any($16::bigint[])
 ), granted as (
     update waitline.job as j

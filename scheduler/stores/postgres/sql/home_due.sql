@@ -1,25 +1,23 @@
--- The time, when the next caller of some tenants is due, and when a waiting caller's lease or a deadline ends. A
--- tenant that is due with a job at the head of its line waits for a worker.
+-- The time, when a waiting caller's lease or a deadline ends, and those of some tenants of which something will be
+-- due, or is for a caller or a continuation: one that is due with a job before all of these waits for a worker. A row
+-- at least.
 with clock as materialized (select waitline.now_ns() as now)
 select
-    clock.now,
-    (
-        select min(t.due)
-        from waitline.tenant as t
-        where t.name = any($1::text[]) and t.due is not null and (
-            t.due > clock.now
-            or (
-                select home is not null
-                from waitline.job
-                where tenant = t.name and place is not null
-                order by place, id
-                limit 1
-            )
-        )
-    ) as due,
+    clock.now, t.name as tenant, t.due, t.as_of,
     least(
         (select min(lease) from waitline.job where home is not null and state = 0),
         (select min(lease) from waitline.job where home is not null and state = 1 and tenant = any($1::text[])),
         (select min(deadline) from waitline.job where state = 0 and deadline is not null)
     ) as lost
 from clock
+left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null and (
+    t.due > clock.now
+    or (
+        select home is not null
+        from waitline.job
+        where tenant = t.name and place is not null
+        order by place, coalesce(holder, id)
+        limit 1
+    )
+    or exists (select from waitline.job where tenant = t.name and holder is not null and state = 0)
+)
