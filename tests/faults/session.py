@@ -16,7 +16,7 @@ from tests.faults.processes import Process
 from tests.faults.stage import Machine, Stage, crowd, stage
 from tests.faults.tally import Kill, Tally
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds after which a process that never comes to its point is killed from outside."""
 
 KIND = {point: kind for kind, points in WHO.items() for point in points}
