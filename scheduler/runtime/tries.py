@@ -123,4 +123,5 @@ class Try:
 def kind_of(error: BaseException) -> str:
     """What is recorded of a failure: a kind that an error names itself, or its type. Never its text."""
     kind = str(getattr(error, "kind", type(error).__name__))
-    return kind[:LONGEST_KIND].replace("\0", "")  # which no database column takes
+    # What no text column takes would end the whole worker.
+    return kind[:LONGEST_KIND].replace("\0", "").encode("utf-8", "replace").decode()

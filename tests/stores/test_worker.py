@@ -31,6 +31,24 @@ async def test_a_failing_handler_is_a_failed_job_without_its_text(dsn: str) -> N
         assert "secret" not in str(failed.value)
 
 
+async def test_a_kind_that_no_column_takes_fails_its_job_and_no_other(dsn: str) -> None:
+    class Odd(Exception):
+        kind = "n\0t \ud800" + "x" * 1000
+
+    async def fails(job: Job) -> str:
+        if job.prompt == "odd":
+            raise Odd
+        return "fine"
+
+    async with working(dsn, fails) as (scheduler, _):
+        odd, fine = [await scheduler.enqueue("acme", prompt) for prompt in ("odd", "fine")]
+        with pytest.raises(JobFailed) as failed:
+            await odd.result()
+        assert failed.value.kind.startswith("nt ?xxx")
+        assert len(failed.value.kind) < 300
+        assert await fine.result() == "fine"
+
+
 async def test_a_result_that_is_not_json_is_a_failed_job(dsn: str) -> None:
     async def odd(job: Job) -> object:
         return object()

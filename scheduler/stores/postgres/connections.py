@@ -30,7 +30,9 @@ LOST = (
     asyncpg.OperatorInterventionError,
     asyncpg.TransactionRollbackError,
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.InsufficientResourcesError,
+    asyncpg.InsufficientResourcesError,  # no room on the disk, no memory, too many connections
+    asyncpg.ReadOnlySQLTransactionError,  # a standby that is not the primary yet
+    asyncpg.InvalidCachedStatementError,  # the schema was migrated meanwhile
     asyncpg.InternalClientError,  # also of a connection that was told its end, and has not come to it yet
 )
 """What passes: the connection or the server is gone for a while, or transactions were in each other's way."""
