@@ -18,8 +18,18 @@ select
         )
     ) as due,
     least(
-        (select min(lease) from waitline.job where home is not null and state = 0),
-        (select min(lease) from waitline.job where home is not null and state = 1 and tenant = any($1::text[])),
-        (select min(deadline) from waitline.job where state = 0 and deadline is not null)
+        (
+            select lease from waitline.job
+            where home is not null and state = 0 and lease is not null
+            order by lease
+            limit 1
+        ),
+        (
+            select lease from waitline.job
+            where home is not null and state = 1 and tenant = any($1::text[])
+            order by lease
+            limit 1
+        ),
+        (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1)
     ) as lost
 from clock
