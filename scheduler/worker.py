@@ -76,10 +76,14 @@ class Worker:
             for one in self._tries:
                 one.interrupt("stopped")
 
-    async def run(self) -> None:
-        """Work until `stop` is called. SIGTERM and SIGINT call it, where the loop can handle signals."""
+    async def run(self, *, signals: bool = True) -> None:
+        """Work until `stop` is called. SIGTERM and SIGINT call it, where the loop can handle signals.
+
+        `signals` False leaves these to the process that it is a part of.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        handled = (signal.SIGTERM, signal.SIGINT) if signals else ()
+        for number in handled:
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.stop)
         async with self._store as store, asyncio.TaskGroup() as group:
@@ -98,7 +102,7 @@ class Worker:
                     self._timer.cancel()
                 store.on_due.remove(self._due)
                 store.on_stop.remove(self._asked_to_stop)
-                for number in (signal.SIGTERM, signal.SIGINT):
+                for number in handled:
                     with suppress(NotImplementedError, RuntimeError, ValueError):
                         loop.remove_signal_handler(number)
 

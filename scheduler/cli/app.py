@@ -17,6 +17,9 @@ from scheduler.errors import SchedulerError
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C stopped."""
 
+Folder = Annotated[Path | None, Parameter(name="--data")]
+"""Where the embedded PostgreSQL keeps its data, whatever WAITLINE_DATABASE_URL says."""
+
 app = App(
     name="waitline",
     help="A line and a token bucket for each tenant, in front of the Anthropic API.",
@@ -87,12 +90,19 @@ def run_file(
     max_tokens: int = 1024,
     max_running: int = 256,
     timeout: float | None = None,
+    durable: Annotated[bool, Parameter(negative="")] = False,
+    worker: bool = True,
+    lease: float = 30.0,
+    data: Folder = None,
 ) -> int:
     """Send the prompts of a file, each tenant at its own rate, and write every reply as it comes.
 
     A line of FILE is {"tenant": …, "prompt": …}, with "id" and "session" if you like. A line of the output is
     {"id", "line", "tenant", "reply", "waited_s", "promised_s", "usage"}, or has an "error". Ctrl-C stops
     cleanly; the same command goes on where it stopped, and tries again what failed.
+
+    With --durable the prompts wait in the database of WAITLINE_DATABASE_URL, or in an embedded PostgreSQL:
+    whatever dies, the same command asks for nothing again that was answered.
 
     Parameters
     ----------
@@ -117,14 +127,30 @@ def run_file(
         Prompts that are answered at the same time, over all tenants.
     timeout
         Seconds for each prompt, from joining its line to its reply.
+    durable
+        Let prompts wait in a database. Every `waitline worker` there answers them, with its own model.
+    worker
+        Be such a worker too, also for what others submitted there. Without it nothing is sent from here.
+    lease
+        Seconds after which what this command runs is taken over, should it be killed.
+    data
+        The folder of the embedded PostgreSQL.
     """
-    from scheduler.cli.prompts import Options, answer_file
+    from scheduler.cli.options import Options
+    from scheduler.cli.prompts import answer_file
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
-    options = Options(
-        file, out or file.with_suffix(".replies.jsonl"), rate, burst, strict, max_running, timeout
-    )
-    return loop(lambda: answer_file(upstream, options))
+    out = out or file.with_suffix(".replies.jsonl")
+    options = Options(file, out, rate, burst, strict, max_running, timeout, worker, lease)
+    options.check()
+    if not durable:
+        if data is not None or not worker:
+            raise UsageError(f"{'--no-worker' if data is None else '--data'}: needs --durable")
+        return loop(lambda: answer_file(upstream, options))
+    from scheduler.cli.durable import database
+
+    with database(data) as dsn:
+        return loop(lambda: answer_file(upstream, options, dsn))
 
 
 @app.command

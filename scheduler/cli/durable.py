@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from rich.console import Console
 from rich.table import Table
 
-from agent import Reply
 from agent.postgres import PostgresSessions
 from scheduler import Quota, Rate, Scheduler
-from scheduler.cli.wiring import Upstream, UsageError
+from scheduler.cli.wiring import Upstream, UsageError, text_of
 from scheduler.core.quota import NS
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.values import STATES
@@ -37,7 +36,11 @@ def database(folder: Path | None) -> Iterator[str]:
     """The database that the environment names, or an embedded one in a folder that is printed."""
     dsn = os.environ.get(DATABASE)
     if dsn and folder is None:
-        yield dsn
+        try:
+            yield dsn
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            # The first argument is the message alone: what else there is may hold a row.
+            raise UsageError(f"{DATABASE}: {error.args[0] if error.args else type(error).__name__}") from None
         return
     from scheduler.stores.postgres.embedded import Embedded
 
@@ -77,15 +80,12 @@ async def submit(dsn: str, tenant: str, prompt: str, quota: Quota, settings: dic
         )
         if wait:
             result = await ticket.result()
-            text = result.text if isinstance(result, Reply) else json.dumps(result)
-            console.print(text, markup=False, soft_wrap=True)
+            console.print(text_of(result), markup=False, soft_wrap=True)
     return 0
 
 
 async def migrate(dsn: str) -> int:
     """Bring the schema up to date, and say what was applied."""
-    import asyncpg
-
     from scheduler.stores.postgres.migrate import migrate as apply
 
     connection = await asyncpg.connect(dsn)

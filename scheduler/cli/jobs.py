@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from scheduler.cli.app import app, loop
+from scheduler.cli.app import Folder, app, loop
 from scheduler.cli.wiring import DEFAULT_MODEL, Upstream
-
-Folder = Annotated[Path | None, Parameter(name="--data")]
-"""Where the embedded PostgreSQL keeps its data, whatever WAITLINE_DATABASE_URL says."""
 
 
 @app.command

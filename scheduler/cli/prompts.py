@@ -6,17 +6,18 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from agent import Agent, Reply
-from scheduler import Job, Policy, Quota, Rate, Scheduler, SchedulerError, Ticket
+from agent import Reply
+from scheduler import Job, SchedulerError, Ticket
 from scheduler.cli.budget import Budget
+from scheduler.cli.lines import Lines, lines_of
+from scheduler.cli.options import Options
 from scheduler.cli.screen import Tally, watch
 from scheduler.cli.spool import Line, Replies, Spool
-from scheduler.cli.wiring import Upstream, UsageError
+from scheduler.cli.wiring import Upstream, text_of
 from scheduler.runtime.clock import MonotonicClock
 
 WINDOW = 4
@@ -28,42 +29,12 @@ ACTIVE = 2_000
 MEMORY = 256 * 1024 * 1024
 """Bytes of prompts that are held at a time (one prompt may be larger)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line asked for."""
-
-    file: Path
-    out: Path
-    rate: float
-    burst: int
-    strict: bool
-    max_running: int
-    timeout: float | None
-
-    def quota(self) -> Quota:
-        """The quota of every tenant."""
-        try:
-            return Quota(Rate(self.rate, burst=self.burst))
-        except ValueError as error:
-            raise UsageError(f"--rate {self.rate} --burst {self.burst}: {error}") from None
-
-    def check(self) -> None:
-        """Refuse what cannot work before anything is touched."""
-        self.quota()
-        if self.max_running < 1:
-            raise UsageError(f"--max-running: must be at least 1, got {self.max_running}")
-        if self.timeout is not None and not 0 < self.timeout < float("inf"):
-            raise UsageError(f"--timeout: must be above 0, got {self.timeout}")
-        if not self.file.is_file():
-            raise UsageError(f"FILE: {self.file} is not a file")
-        if self.out.resolve() == self.file.resolve():
-            raise UsageError(f"--out: {self.out} is the file of prompts itself")
+OVERHEAD = 8 * 1024
+"""Bytes that a prompt on its way takes beside its text, so that the number of those is bounded as well."""
 
 
-async def answer_file(upstream: Upstream, options: Options) -> int:
-    """Run the command; returns its exit status."""
-    options.check()
+async def answer_file(upstream: Upstream, options: Options, dsn: str | None = None) -> int:
+    """Run the command, over the database at `dsn` if there is one; returns its exit status."""
     complain = Console(stderr=True, highlight=False)
     spool = Spool(options.file)
     try:
@@ -77,8 +48,8 @@ async def answer_file(upstream: Upstream, options: Options) -> int:
                 error = {"type": "Malformed", "message": why}
                 replies.write({"id": None, "line": number, "tenant": None, "error": error})
             tally.total, tally.before = spool.counts()
-            async with upstream.agent() as (agent, _):
-                errand = Errand(options, agent, spool, replies, tally)
+            async with lines_of(upstream, options, dsn) as lines:
+                errand = Errand(lines, spool, replies, tally)
                 with watch(tally):
                     await errand.run()
         finally:
@@ -92,14 +63,22 @@ async def answer_file(upstream: Upstream, options: Options) -> int:
 class Turn:
     """A prompt on its way: its line in the file, and what to give back when it has left its tenant's line."""
 
-    __slots__ = ("asked", "line", "started", "ticket", "window")
+    __slots__ = ("asked", "collecting", "line", "new", "started", "ticket", "window")
+
+    collecting: asyncio.Task[None]
 
     def __init__(self, line: Line, window: asyncio.Semaphore, asked: int) -> None:
         self.line = line
         self.window: asyncio.Semaphore | None = window
         self.asked = asked
         self.started: int | None = None
+        self.new = True
         self.ticket: Ticket | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes that it takes."""
+        return self.line.size + OVERHEAD
 
     def leave(self) -> None:
         """Make room for the tenant's next prompt, once."""
@@ -111,9 +90,8 @@ class Turn:
 class Errand:
     """Everything between the file of prompts and the file of replies."""
 
-    def __init__(self, options: Options, agent: Agent, spool: Spool, replies: Replies, tally: Tally) -> None:
-        self._options = options
-        self._agent = agent
+    def __init__(self, lines: Lines, spool: Spool, replies: Replies, tally: Tally) -> None:
+        self._lines = lines
         self._spool = spool
         self._replies = replies
         self._tally = tally
@@ -126,62 +104,51 @@ class Errand:
 
     async def run(self) -> None:
         """Feed, collect, and stop cleanly when asked to."""
-        policy = Policy.strict() if self._options.strict else Policy(max_wait=None, max_queue=10**9)
-        scheduler = Scheduler(
-            self._handle,
-            quotas=self._options.quota(),
-            policy=policy,
-            max_waiting=10**9,
-            max_running=self._options.max_running,
-            clock=self._clock,
-        )
         active = asyncio.Semaphore(ACTIVE)
         with self._interruptible():
-            async with scheduler, asyncio.TaskGroup() as group:
-                self._feeding.add(group.create_task(self._feed_all(scheduler, group, active)))
+            async with self._lines.opened(self._note), asyncio.TaskGroup() as group:
+                self._feeding.add(group.create_task(self._feed_all(group, active)))
 
     # --- feeding ------------------------------------------------------------------------------------
 
-    async def _feed_all(
-        self, scheduler: Scheduler, group: asyncio.TaskGroup, active: asyncio.Semaphore
-    ) -> None:
+    async def _feed_all(self, group: asyncio.TaskGroup, active: asyncio.Semaphore) -> None:
         """Set the tenants going, so many at a time."""
         for tenant, count in self._spool.tenants():
             await active.acquire()
-            task = group.create_task(self._feed(scheduler, group, tenant, count))
+            task = group.create_task(self._feed(group, tenant, count))
             self._feeding.add(task)
             task.add_done_callback(lambda _: active.release())
             task.add_done_callback(self._feeding.discard)
 
-    async def _feed(self, scheduler: Scheduler, group: asyncio.TaskGroup, tenant: str, count: int) -> None:
+    async def _feed(self, group: asyncio.TaskGroup, tenant: str, count: int) -> None:
         """Put a tenant's prompts in its line, a few ahead of its bucket."""
         window = asyncio.Semaphore(WINDOW)
         self._tally.begin(tenant, count)
         for line in self._spool.unanswered(tenant):
             await window.acquire()
-            await self._memory.acquire(line.size)
             turn = Turn(line, window, self._clock.now())
+            await self._memory.acquire(turn.held)
             try:
-                await self._join(scheduler, turn)
+                await self._join(turn)
             except (SchedulerError, ValueError, TypeError) as error:
                 self._failed(turn, error)
                 await self._forget(turn)
             else:
-                group.create_task(self._collect(turn))
+                turn.collecting = group.create_task(self._collect(turn))
         for _ in range(WINDOW):
             await window.acquire()
 
-    async def _join(self, scheduler: Scheduler, turn: Turn) -> None:
+    async def _join(self, turn: Turn) -> None:
         """Put one prompt in its tenant's line."""
         line, prompt = turn.line, self._spool.prompt(turn.line)
         if line.session is not None and (line.tenant, line.session) not in self._begun:
             await self._recall(line, line.session)
         turn.asked = self._clock.now()
-        turn.ticket = await scheduler.enqueue(
-            line.tenant, prompt, session=line.session, timeout=self._options.timeout
-        )
+        turn.ticket, turn.new = await self._lines.join(line, prompt)
         self._turns[turn.ticket.id] = turn
         self._tally.joined(line.tenant)
+        if self._lines.shared:  # it may start elsewhere, and the line must not run dry
+            asyncio.get_running_loop().call_later(turn.ticket.wait, turn.leave)
 
     async def _recall(self, line: Line, session: str) -> None:
         """Give a conversation back what an earlier run of this command had it say."""
@@ -196,20 +163,21 @@ class Errand:
             )
         ]
         if said:
-            known = await self._agent.sessions.named(line.tenant, session)
-            async with self._agent.sessions.turn(known.id) as conversation:
-                await conversation.append(said)
+            sessions = self._lines.sessions
+            known = await sessions.named(line.tenant, self._lines.name_of(session))
+            async with sessions.turn(known.id) as conversation:
+                if not conversation.history:  # a durable one remembers
+                    await conversation.append(said)
 
     # --- running ------------------------------------------------------------------------------------
 
-    async def _handle(self, job: Job) -> Reply:
-        """Note when a prompt starts, and send it."""
-        turn = self._turns[job.id]
-        if turn.started is None:
+    def _note(self, job: Job) -> None:
+        """Note when a prompt starts. In a database there are jobs of others too."""
+        turn = self._turns.get(job.id)
+        if turn is not None and turn.started is None:
             turn.started = self._clock.now()
             self._tally.started(turn.line.tenant)
             turn.leave()
-        return await self._agent.handle(job)
 
     async def _collect(self, turn: Turn) -> None:
         """Wait for a prompt's reply, and write down what became of it."""
@@ -217,30 +185,36 @@ class Errand:
             return
         try:
             reply = await turn.ticket.result()
-        except SchedulerError as error:
+        except (SchedulerError, TypeError) as error:  # TypeError: a result that only its own worker can read
             if not self.stopping or getattr(error, "kind", "") != "cancelled":
                 self._failed(turn, error)
         else:
-            self._done(turn, turn.ticket, reply)
+            await self._done(turn, turn.ticket, reply)
         await self._forget(turn)
 
-    def _done(self, turn: Turn, ticket: Ticket, reply: Reply) -> None:
+    async def _done(self, turn: Turn, ticket: Ticket, reply: Any) -> None:
         line = turn.line
-        waited = ((turn.started or turn.asked) - turn.asked) / 1e9
-        usage = {"input_tokens": reply.usage.input_tokens, "output_tokens": reply.usage.output_tokens}
+        if turn.new and turn.started is not None:
+            waited = (turn.started - turn.asked) / 1e9
+            self._tally.measured(waited, ticket.wait, ticket.delayed_by)
+        else:
+            waited = await self._lines.waited(ticket)
+        usage = None
+        if isinstance(reply, Reply):
+            usage = {"input_tokens": reply.usage.input_tokens, "output_tokens": reply.usage.output_tokens}
         place = self._replies.write(
             {
                 "id": line.id,
                 "line": line.number,
                 "tenant": line.tenant,
-                "reply": reply.text,
+                "reply": text_of(reply),
                 "waited_s": round(waited, 6),
                 "promised_s": round(ticket.wait, 6),
                 "usage": usage,
             }
         )
         self._spool.answered(line.id, place)
-        self._tally.answered(line.tenant, waited, ticket.wait, ticket.delayed_by)
+        self._tally.answered(line.tenant, turn.started is not None)
 
     def _failed(self, turn: Turn, error: Exception) -> None:
         line = turn.line
@@ -256,12 +230,12 @@ class Errand:
         """The prompt is over, one way or another."""
         line = turn.line
         turn.leave()
-        await self._memory.release(line.size)
+        await self._memory.release(turn.held)
         if turn.ticket is not None:
             del self._turns[turn.ticket.id]
         if line.session is not None and self._spool.is_last_of_session(line):
-            known = await self._agent.sessions.named(line.tenant, line.session)
-            await self._agent.end_session(known.id)
+            known = await self._lines.sessions.named(line.tenant, self._lines.name_of(line.session))
+            await self._lines.sessions.end(known.id)
             self._begun.discard((line.tenant, line.session))
 
     # --- stopping -----------------------------------------------------------------------------------
@@ -284,6 +258,7 @@ class Errand:
         self._tally.stopping = True
         for task in self._feeding:
             task.cancel()
+        self._lines.stop()
         for turn in list(self._turns.values()):
             if turn.ticket is not None and (again or turn.started is None):
-                turn.ticket.cancel()
+                self._lines.give_up(turn.ticket, turn.collecting)

@@ -9,8 +9,7 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from scheduler.cli.app import app, loop
-from scheduler.cli.jobs import Folder
+from scheduler.cli.app import Folder, app, loop
 from scheduler.cli.wiring import UsageError
 from scheduler.core.quota import DIMENSIONS, Quota, Rate, full_burst
 

@@ -62,11 +62,16 @@ class Tally:
         row.waiting -= 1
         row.running += 1
 
-    def answered(self, tenant: str, waited: float, promised: float, causes: frozenset[str]) -> None:
-        """A prompt was answered. Seconds."""
+    def answered(self, tenant: str, started: bool) -> None:
+        """A prompt was answered, which had been seen to start or not."""
         self.done += 1
-        self.tenants[tenant].running -= 1
+        row = self.tenants[tenant]
+        row.running -= started
+        row.waiting -= not started
         self._over(tenant)
+
+    def measured(self, waited: float, promised: float, causes: frozenset[str]) -> None:
+        """What a prompt waited by the clock of this process, and what it was promised. Seconds."""
         self.late.update(map(str, causes))
         if promised > 0 and not causes:
             self.errors.append(abs(waited - promised))

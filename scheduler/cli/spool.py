@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from agent.sessions import MAX_NAME, check_name
 from scheduler.cli.wiring import UsageError
-from scheduler.runtime.arguments import MAX_TENANT
 
 MAX_LINE = 64 * 1024 * 1024
 """Bytes in a line of a prompt file."""
@@ -233,14 +233,21 @@ def _checked(number: int, raw: bytes) -> dict[str, Any]:
         raise ValueError("is not UTF-8") from None
     if not isinstance(line, dict):
         raise ValueError('is not an object like {"tenant": …, "prompt": …}')
-    tenant, prompt = line.get("tenant"), line.get("prompt")
-    if not isinstance(tenant, str) or not 0 < len(tenant) <= MAX_TENANT:
-        raise ValueError(f'"tenant": must be a string of 1 to {MAX_TENANT} characters')
+    prompt = line.get("prompt")
+    _check_name("tenant", line.get("tenant"))
+    if "session" in line:
+        _check_name("session", line["session"])
     if not isinstance(prompt, (str, list)) or not prompt:
         raise ValueError('"prompt": must be a text or a list of content, and not empty')
-    if not isinstance(line.get("session", ""), str):
-        raise ValueError('"session": must be a string')
     identity = line.get("id", f"line-{number}")
     if isinstance(identity, bool) or not isinstance(identity, (str, int)):
         raise ValueError('"id": must be a string or a whole number')
+    if str(identity) != str(identity).encode("utf-8", "ignore").decode():
+        raise ValueError('"id": must be valid Unicode')
     return {**line, "id": str(identity)}
+
+
+def _check_name(field: str, value: object) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        raise ValueError(f'"{field}": must be a string of 1 to {MAX_NAME} characters')
+    check_name(f'"{field}"', value)

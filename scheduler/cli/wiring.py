@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import anthropic
 import httpx2
 
-from agent import Agent, Message, Sessions
+from agent import Agent, Message, Reply, Sessions
 from scheduler.testing import ClaudeConfig, Latency, Script, SimulatedClaude
 
 DEFAULT_MODEL = "claude-haiku-4-5"
@@ -73,6 +75,11 @@ class Upstream:
 Wired = tuple[Agent, SimulatedClaude | None]
 
 CONNECTIONS = httpx2.Limits(max_connections=1000, max_keepalive_connections=1000)
+
+
+def text_of(result: Any) -> str:
+    """A result as text: a reply's, or JSON where a worker has another handler than an agent."""
+    return result.text if isinstance(result, Reply) else json.dumps(result, ensure_ascii=False)
 
 
 def labels(message: Message) -> dict[str, str]:

@@ -23,7 +23,7 @@ from scheduler.runtime.arguments import (
 )
 from scheduler.runtime.durable_ticket import DurableTicket, check_key, error_of
 from scheduler.runtime.grant import Grant, Turn, current_turn
-from scheduler.runtime.job import Prompt, Ticket
+from scheduler.runtime.job import Prompt
 from scheduler.runtime.reports import Levels, levels_of
 from scheduler.runtime.scheduler import HasTenant
 from scheduler.runtime.values import Quote, Statistics
@@ -107,7 +107,9 @@ class DurableScheduler(Admission):
         if accepted.new:
             self.store.cancel_soon(accepted.id, tenant)
 
-    async def enqueue(self, tenant: str, prompt: Prompt, *, connection: Any = None, **wishes: Any) -> Ticket:
+    async def enqueue(
+        self, tenant: str, prompt: Prompt, *, connection: Any = None, **wishes: Any
+    ) -> DurableTicket:
         """See `Scheduler.enqueue`. The job is committed when this returns.
 
         `connection`: an asyncpg connection with a transaction of your own; the job is accepted with its
@@ -121,9 +123,9 @@ class DurableScheduler(Admission):
             accepted = await self.store.submit(request)
         else:
             accepted = await self.store.submit_in(connection, request)
-        return DurableTicket(self, accepted.known(tenant), committed=connection is None)
+        return DurableTicket(self, accepted.known(tenant), committed=connection is None, new=accepted.new)
 
-    async def ticket(self, job: str, *, tenant: str) -> Ticket:
+    async def ticket(self, job: str, *, tenant: str) -> DurableTicket:
         """Find a job by its id, from any process. Raises LookupError if the tenant has no such job."""
         known = await self.store.look(int(job), check_tenant(tenant)) if job.isdecimal() else None
         if known is None:

@@ -53,11 +53,12 @@ class DurableTicket(Ticket):
     What it says of the job is what was true when the ticket was given; `look` asks again.
     """
 
-    __slots__ = ("_known", "_owner", "_scheduler")
+    __slots__ = ("_known", "_new", "_owner", "_scheduler")
 
-    def __init__(self, scheduler: Host, known: Known, committed: bool = True) -> None:
+    def __init__(self, scheduler: Host, known: Known, *, committed: bool = True, new: bool = False) -> None:
         self._scheduler = scheduler
         self._known = known
+        self._new = new
         self._owner = known.tenant if committed else None
 
     @property
@@ -69,6 +70,11 @@ class DurableTicket(Ticket):
     def tenant(self) -> str:
         """Who pays."""
         return self._known.tenant
+
+    @property
+    def new(self) -> bool:
+        """Whether the call that gave this ticket had the job accepted, and none before under the same key."""
+        return self._new
 
     @property
     def state(self) -> str:

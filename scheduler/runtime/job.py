@@ -109,6 +109,11 @@ class Ticket:
         return self.job.tenant
 
     @property
+    def new(self) -> bool:
+        """Whether this call had the job accepted: over a store, none before it under the same key."""
+        return True
+
+    @property
     def state(self) -> str:
         """``"waiting"``, ``"running"``, ``"done"``, ``"failed"`` or ``"cancelled"``."""
         if self._outcome.done():

@@ -13,9 +13,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from agent import Reply
 from scheduler import Job
-from scheduler.cli.prompts import Errand, Options, answer_file
+from scheduler.cli.options import Options
+from scheduler.cli.prompts import Errand, answer_file
 from scheduler.cli.screen import quantile
 from scheduler.cli.wiring import Upstream
 from scheduler.runtime.clock import MonotonicClock
@@ -81,14 +81,14 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
         begun.add(job)
         return known
 
-    clock, handle = MonotonicClock(), Errand._handle
+    clock, note = MonotonicClock(), Errand._note
 
-    async def noted(errand: Errand, job: Job) -> Reply:
+    def noted(errand: Errand, job: Job) -> None:
         if not any_earlier(job.id):
             seen.append((job.id, errand._turns[job.id].line.number, clock.now()))
-        return await handle(errand, job)
+        note(errand, job)
 
-    monkeypatch.setattr(Errand, "_handle", noted)
+    monkeypatch.setattr(Errand, "_note", noted)
     return seen
 
 

@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
+from tests.stores.servers import Server, dsn, empty_dsn, running
+
+__all__ = ["dsn", "empty_dsn"]
+
 COMMAND = (sys.executable, "-m", "scheduler.cli")
+
+DATABASE = "WAITLINE_DATABASE_URL"
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Server:
+    """One server: what differs between versions is tested beside the store."""
+    return running(request.config, "18")
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -14,20 +14,9 @@ import pytest
 
 from agent.postgres import PostgresSessions
 from scheduler.stores.postgres import PostgresStore
-from tests.cli.conftest import COMMAND, Waitline, environment
-from tests.stores.servers import Server, dsn, empty_dsn, running
-
-__all__ = ["dsn", "empty_dsn"]
+from tests.cli.conftest import COMMAND, DATABASE, Waitline, environment
 
 pytestmark = pytest.mark.timeout(90)
-
-DATABASE = "WAITLINE_DATABASE_URL"
-
-
-@pytest.fixture
-def server(request: pytest.FixtureRequest) -> Server:
-    """One server: what differs between versions is tested beside the store."""
-    return running(request.config, "18")
 
 
 @contextmanager

@@ -7,11 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Waitline
-from tests.cli.test_jobs import DATABASE, server
-from tests.stores.servers import dsn, empty_dsn
-
-__all__ = ["dsn", "empty_dsn", "server"]
+from tests.cli.conftest import DATABASE, Waitline
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -1,29 +1,44 @@
-"""`waitline run` on small files: every line answered, malformed ones reported, stopped and continued."""
+"""`waitline run` on small files: every line answered, malformed ones reported, stopped and continued.
+
+What does not depend on where the prompts wait is tested with both: in memory, and in a database.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import COMMAND, Waitline, environment, read_lines, write_lines
+from tests.cli.conftest import COMMAND, DATABASE, Waitline, environment, read_lines, write_lines
 
 pytestmark = pytest.mark.timeout(90)
 
 
+@pytest.fixture(params=["memory", "database"])
+def lines(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
+    """Where prompts wait: the options that say so. The environment names the database."""
+    if request.param == "memory":
+        yield ()
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(DATABASE, request.getfixturevalue("dsn"))
+        yield ("--durable",)
+
+
 def test_every_line_is_answered_with_its_id_tenant_waits_and_usage(
-    tmp_path: Path, waitline: Waitline
+    tmp_path: Path, waitline: Waitline, lines: tuple[str, ...]
 ) -> None:
     """Replies carry what a program needs to match them to their prompts."""
     prompts: list[dict[str, Any]] = [{"tenant": f"t{i % 3}", "prompt": f"Say hi {i}"} for i in range(12)]
     prompts += [{"tenant": "t0", "prompt": [{"type": "text", "text": "hello"}], "id": "mine"}]
     file = write_lines(tmp_path / "p.jsonl", prompts)
-    ended = waitline("run", file, "--simulated", "--rate", 20, "--burst", 2)
+    ended = waitline("run", file, *lines, "--simulated", "--rate", 20, "--burst", 2)
     assert ended.returncode == 0, ended.stderr
     replies = read_lines(tmp_path / "p.replies.jsonl")
     assert sorted(r["line"] for r in replies) == list(range(1, 14))
@@ -38,7 +53,9 @@ def test_every_line_is_answered_with_its_id_tenant_waits_and_usage(
     assert "13 answered" in ended.stdout
 
 
-def test_malformed_lines_are_reported_by_number_and_stop_nobody(tmp_path: Path, waitline: Waitline) -> None:
+def test_malformed_lines_are_reported_by_number_and_stop_nobody(
+    tmp_path: Path, waitline: Waitline, lines: tuple[str, ...]
+) -> None:
     """Each bad line has its reason in both outputs; a second run does not say it twice."""
     file = write_lines(
         tmp_path / "p.jsonl",
@@ -53,17 +70,20 @@ def test_malformed_lines_are_reported_by_number_and_stop_nobody(tmp_path: Path, 
             "",
             {"tenant": "a", "prompt": "three", "id": True},
             {"tenant": "b", "prompt": "four"},
+            {"tenant": "a\0b", "prompt": "x"},
+            {"tenant": "a", "prompt": "x", "session": ""},
+            {"tenant": "a", "prompt": "x", "id": "\ud800"},
         ],
     )
     out = tmp_path / "replies.jsonl"
     for _ in range(2):
-        ended = waitline("run", file, "--simulated", "--out", out)
+        ended = waitline("run", file, *lines, "--simulated", "--out", out)
         assert ended.returncode == 1
         replies = read_lines(out)
         assert sorted(r["line"] for r in replies if "reply" in r) == [1, 10]
         bad = {r["line"]: r["error"]["message"] for r in replies if "error" in r}
-        assert sorted(bad) == [2, 3, 4, 5, 6, 7, 9]
-        assert len(replies) == 9
+        assert sorted(bad) == [2, 3, 4, 5, 6, 7, 9, 11, 12, 13]
+        assert len(replies) == 12
         assert '"tenant"' in bad[3]
         assert '"prompt"' in bad[4]
         assert "'line-1'" in bad[5]
@@ -71,10 +91,10 @@ def test_malformed_lines_are_reported_by_number_and_stop_nobody(tmp_path: Path, 
             assert f"line {number}: " in ended.stderr
 
 
-def test_strict_refuses_what_cannot_start(tmp_path: Path, waitline: Waitline) -> None:
+def test_strict_refuses_what_cannot_start(tmp_path: Path, waitline: Waitline, lines: tuple[str, ...]) -> None:
     """Burst 5 of eight start; the others are errors that say when to come back, each another time."""
     file = write_lines(tmp_path / "p.jsonl", [{"tenant": "a", "prompt": f"Say hi {i}"} for i in range(8)])
-    ended = waitline("run", file, "--simulated", "--strict", "--rate", 0.01)
+    ended = waitline("run", file, *lines, "--simulated", "--strict", "--rate", 0.01)
     assert ended.returncode == 1
     replies = read_lines(tmp_path / "p.replies.jsonl")
     errors = [r["error"] for r in replies if "error" in r]
@@ -84,41 +104,45 @@ def test_strict_refuses_what_cannot_start(tmp_path: Path, waitline: Waitline) ->
     assert max(error["retry_after_s"] for error in errors) <= 300
 
 
-def test_a_session_goes_on_in_a_second_run_where_it_stopped(tmp_path: Path, waitline: Waitline) -> None:
+def test_a_session_goes_on_in_a_second_run_where_it_stopped(
+    tmp_path: Path, waitline: Waitline, lines: tuple[str, ...]
+) -> None:
     """What was said before the stop is upstream again: the second prompt's input is larger than its own."""
     first = {"tenant": "a", "session": "s", "prompt": "word " * 200}
     second = {"tenant": "a", "session": "s", "prompt": "again"}
     out = tmp_path / "r.jsonl"
     file = write_lines(tmp_path / "p.jsonl", [first])
-    assert waitline("run", file, "--simulated", "--out", out).returncode == 0
+    assert waitline("run", file, *lines, "--simulated", "--out", out).returncode == 0
     write_lines(file, [first, second])
-    assert waitline("run", file, "--simulated", "--out", out).returncode == 0
+    assert waitline("run", file, *lines, "--simulated", "--out", out).returncode == 0
     replies = read_lines(out)
     assert [r["line"] for r in replies] == [1, 2]
     assert replies[1]["usage"]["input_tokens"] > replies[0]["usage"]["input_tokens"]
 
 
-def test_a_reply_cut_short_by_a_kill_is_asked_for_again(tmp_path: Path, waitline: Waitline) -> None:
-    """A half-written last line is dropped, and only its prompt is sent again."""
+def test_a_reply_cut_short_by_a_kill_is_had_again(
+    tmp_path: Path, waitline: Waitline, lines: tuple[str, ...]
+) -> None:
+    """A half-written last line is dropped, and only its prompt is looked after again."""
     file = write_lines(tmp_path / "p.jsonl", [{"tenant": "a", "prompt": f"{i}"} for i in range(3)])
     out = tmp_path / "p.replies.jsonl"
-    assert waitline("run", file, "--simulated").returncode == 0
+    assert waitline("run", file, *lines, "--simulated").returncode == 0
     whole = out.read_text()
     out.write_text(whole[:-10])
-    ended = waitline("run", file, "--simulated")
+    ended = waitline("run", file, *lines, "--simulated")
     assert ended.returncode == 0
     assert "1 answered, 2 answered by an earlier run" in ended.stdout
     assert len(read_lines(out)) == 3
 
 
 def test_ctrl_c_keeps_what_is_finished_and_a_second_run_does_the_rest(
-    tmp_path: Path, waitline: Waitline
+    tmp_path: Path, waitline: Waitline, lines: tuple[str, ...]
 ) -> None:
     """SIGINT in the middle: status 130, whole lines only, and nothing is answered twice in the end."""
     count = 30
     file = write_lines(tmp_path / "p.jsonl", [{"tenant": "a", "prompt": f"Say hi {i}"} for i in range(count)])
     out = tmp_path / "p.replies.jsonl"
-    command = [*COMMAND, "run", str(file), "--simulated", "--rate", "10", "--burst", "5"]
+    command = [*COMMAND, "run", str(file), *lines, "--simulated", "--rate", "10", "--burst", "5"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
     while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 6):
         with suppress(subprocess.TimeoutExpired):
@@ -130,7 +154,7 @@ def test_ctrl_c_keeps_what_is_finished_and_a_second_run_does_the_rest(
     assert b"The same command goes on from here." in stdout
     kept = read_lines(out)
     assert 6 <= len(kept) < count
-    assert waitline("run", file, "--simulated", "--rate", 100).returncode == 0
+    assert waitline("run", file, *lines, "--simulated", "--rate", 100).returncode == 0
     replies = read_lines(out)
     assert replies[: len(kept)] == kept
     assert sorted(r["line"] for r in replies) == list(range(1, count + 1))
@@ -146,6 +170,9 @@ def test_ctrl_c_keeps_what_is_finished_and_a_second_run_does_the_rest(
         (["--timeout", "-1"], "--timeout"),
         (["--model", ""], "--model"),
         (["--no-such-option"], "--no-such-option"),
+        (["--durable", "--lease", "0"], "--lease"),
+        (["--no-worker"], "--no-worker: needs --durable"),
+        (["--data", "."], "--data: needs --durable"),
     ],
 )
 def test_a_bad_option_is_one_line_without_a_traceback(

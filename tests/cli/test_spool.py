@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.cli.spool import Replies, Spool
 
-tenants = st.text(min_size=1, max_size=3)
+tenants = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=3)
 prompts = st.text(min_size=1, max_size=30)
 junk = st.sampled_from([b"", b"null", b"[]", b"{", b'{"tenant": 3}', b"\xff\xfe", b'"x"'])
 good = st.tuples(tenants, prompts).map(

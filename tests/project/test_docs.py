@@ -3,6 +3,7 @@
 Every ```python block of README.md and docs/ is executed: the blocks of a page in order, in one namespace,
 on one event loop, with `await` at the top level. A block is only compiled if the line before it says why it
 is not run: `<!-- not run: reason -->`. The targets, commands and options in ```console blocks must exist.
+The ```sql blocks run on a database with the schema, and leave nothing behind.
 """
 
 import ast
@@ -19,9 +20,11 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import asyncpg
 import pytest
 
 from tests.project.repository import ROOT, name_of
+from tests.stores.servers import running
 
 pytestmark = [pytest.mark.repository, pytest.mark.timeout(60)]
 
@@ -129,18 +132,36 @@ def test_the_commands_and_options_on_the_pages_exist() -> None:
     for where, program, words in commands():
         if program != "waitline":
             continue
-        command = words[0] if words and not words[0].startswith("-") else ""
+        command = [word for word in words[:1] if not word.startswith("-")]
+        text = help_of(*command)
+        assert text, f"{where}: there is no `waitline {' '.join(command)}`"
+        if command in (["jobs"], ["quotas"]):
+            text += help_of(*words[:2])
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
-        unknown += [f"{where}: {command} {option}" for option in options if option not in help_of(command)]
-        assert help_of(command), f"{where}: there is no `waitline {command}`"
+        unknown += [f"{where}: {' '.join(words[:2])} {option}" for option in options if option not in text]
     assert unknown == []
 
 
+async def test_the_queries_on_the_pages_run(request: pytest.FixtureRequest) -> None:
+    shown = [block for page in pages() for block in blocks(page, "sql")]
+    assert shown
+    async with running(request.config, "18").database(migrated=True) as dsn:
+        connection = await asyncpg.connect(dsn)
+        for block in shown:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.execute(block.body)
+            except asyncpg.PostgresError as error:
+                pytest.fail(f"{block}: {error}")
+            await transaction.rollback()
+        await connection.close()
+
+
 @cache
-def help_of(command: str) -> str:
+def help_of(*command: str) -> str:
     """Return what `waitline COMMAND --help` prints; nothing if there is no such command."""
-    words = [command, "--help"] if command else ["--help"]
-    program = [sys.executable, "-c", "from scheduler.cli import main; main()", *words]
+    program = [sys.executable, "-c", "from scheduler.cli import main; main()", *command, "--help"]
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else ""

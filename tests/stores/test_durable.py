@@ -117,7 +117,11 @@ async def test_a_key_is_accepted_once(dsn: str) -> None:
         assert await scheduler.submit("zeta", "x", key="order-7") == 2
         with pytest.raises(ValueError, match=r"key: 'order-7' was used before"):
             await scheduler.submit("acme", "another prompt", key="order-7")
-    assert len(runs) == 2
+        first, again = [await scheduler.enqueue("acme", "y", key="order-8") for _ in range(2)]
+        assert (first.id, first.new) == (again.id, True)
+        assert not again.new
+        assert await again.result() == 3
+    assert len(runs) == 3
 
 
 async def test_a_job_is_accepted_with_the_caller_s_own_transaction(dsn: str) -> None:

@@ -40,7 +40,8 @@ begin
         select
             clock, t.name, t.quota, t.zeros::text, t.work::text, t.running, t.waiting, t.as_of, t.due, t.echo,
             (select min(j.returns) from waitline.job as j where j.tenant = t.name and j.place is null and j.returns > clock),
-            exists (select from waitline.job as j where j.tenant = t.name and j.home is not null and j.state = 0),
+            -- Not `exists`, which may be planned as a walk over all callers.
+            (select true from waitline.job as j where j.tenant = t.name and j.home is not null and j.state = 0 limit 1),
             each, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint[],
             null::text, null::boolean, null::text, null::bigint, null::bigint, null::smallint, null::bigint
         from unnest(found) with ordinality as u (name, place)

@@ -5,9 +5,19 @@ with clock as materialized (select waitline.now_ns() as now)
 select
     clock.now, t.name as tenant, t.due, t.as_of,
     least(
-        (select min(lease) from waitline.job where home is not null and state = 0),
-        (select min(lease) from waitline.job where home is not null and state = 1 and tenant = any($1::text[])),
-        (select min(deadline) from waitline.job where state = 0 and deadline is not null)
+        (
+            select lease from waitline.job
+            where home is not null and state = 0 and lease is not null
+            order by lease
+            limit 1
+        ),
+        (
+            select lease from waitline.job
+            where home is not null and state = 1 and tenant = any($1::text[])
+            order by lease
+            limit 1
+        ),
+        (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1)
     ) as lost
 from clock
 left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null and (
@@ -19,5 +29,5 @@ left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null
         order by place, coalesce(holder, id)
         limit 1
     )
-    or exists (select from waitline.job where tenant = t.name and holder is not null and state = 0)
+    or (select true from waitline.job where tenant = t.name and holder is not null and state = 0 limit 1)
 )

@@ -1,9 +1,15 @@
--- The time, and when something will be due by itself: a grant, the end of a lease, a deadline.
+-- The time, and when something will be due by itself: a grant, the end of a lease, a deadline. The first of an index
+-- each: a minimum may be planned as a walk over all of them.
 select
     waitline.now_ns() as now,
-    (select min(due) from waitline.tenant where due is not null) as due,
+    (select due from waitline.tenant where due is not null order by due limit 1) as due,
     least(
-        (select min(lease) from waitline.job where state = 1),
-        (select min(lease) from waitline.job where state = 0 and home is not null)
+        (select lease from waitline.job where state = 1 and lease is not null order by lease limit 1),
+        (
+            select lease from waitline.job
+            where state = 0 and home is not null and lease is not null
+            order by lease
+            limit 1
+        )
     ) as lease,
-    (select min(deadline) from waitline.job where state = 0 and deadline is not null) as deadline
+    (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1) as deadline

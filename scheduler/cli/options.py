@@ -1,0 +1,49 @@
+"""What the command line asked of `waitline run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler import Policy, Quota, Rate
+from scheduler.cli.wiring import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asked for."""
+
+    file: Path
+    out: Path
+    rate: float
+    burst: int
+    strict: bool
+    max_running: int
+    timeout: float | None
+    worker: bool = True
+    lease: float = 30.0
+
+    def quota(self) -> Quota:
+        """The quota of every tenant."""
+        try:
+            return Quota(Rate(self.rate, burst=self.burst))
+        except ValueError as error:
+            raise UsageError(f"--rate {self.rate} --burst {self.burst}: {error}") from None
+
+    def policy(self) -> Policy:
+        """How long a prompt may wait: for ever, or not at all."""
+        return Policy.strict() if self.strict else Policy(max_wait=None, max_queue=10**9)
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is touched."""
+        self.quota()
+        if self.max_running < 1:
+            raise UsageError(f"--max-running: must be at least 1, got {self.max_running}")
+        if self.timeout is not None and not 0 < self.timeout < float("inf"):
+            raise UsageError(f"--timeout: must be above 0, got {self.timeout}")
+        if not 0 < self.lease < float("inf"):
+            raise UsageError(f"--lease: must be above 0, got {self.lease}")
+        if not self.file.is_file():
+            raise UsageError(f"FILE: {self.file} is not a file")
+        if self.out.resolve() == self.file.resolve():
+            raise UsageError(f"--out: {self.out} is the file of prompts itself")
