@@ -38,7 +38,7 @@ def test_every_line_is_answered_with_its_id_tenant_waits_and_usage(
     prompts: list[dict[str, Any]] = [{"tenant": f"t{i % 3}", "prompt": f"Say hi {i}"} for i in range(12)]
     prompts += [{"tenant": "t0", "prompt": [{"type": "text", "text": "hello"}], "id": "mine"}]
     file = write_lines(tmp_path / "p.jsonl", prompts)
-    ended = waitline("run", file, *lines, "--simulated", "--rate", 20, "--burst", 2)
+    ended = waitline("run", file, *lines, "--simulated", "--rate", 2, "--burst", 2)
     assert ended.returncode == 0, ended.stderr
     replies = read_lines(tmp_path / "p.replies.jsonl")
     assert sorted(r["line"] for r in replies) == list(range(1, 14))
