@@ -19,7 +19,7 @@ from tests.faults.stage import Machine, stage
 pytestmark = pytest.mark.timeout(60)
 
 QUICK = Quota(Rate(1000, burst=100))
-WAITING, DONE = 0, 2
+WAITING, RUNNING, DONE = 0, 1, 2
 
 
 async def quick(job: Job) -> str:
@@ -153,3 +153,27 @@ async def test_a_job_that_comes_back_to_the_worker_that_still_runs_it(server: Ma
         assert await asyncio.wait_for(scheduler.submit("t0", "x"), 10) == 2
     assert ends == [(1, "cancelled"), (2, "done")]
     assert worker.done == 1
+
+
+async def test_a_worker_that_is_told_three_times_waits_for_no_database(server: Machine) -> None:
+    """What it could not record is left to its lease."""
+    dsn = await server.database()
+    recording = asyncio.Event()
+
+    class Away(PostgresStore):
+        async def record(self, endings: Sequence[Any]) -> Sequence[bool]:
+            recording.set()
+            return await asyncio.get_running_loop().create_future()
+
+    async with Scheduler(store=PostgresStore(dsn), quotas=QUICK) as scheduler, asyncio.TaskGroup() as group:
+        await scheduler.enqueue("t0", "x")
+        worker = Worker(quick, Away(dsn))
+        running = group.create_task(worker.run())
+        await recording.wait()
+        for _ in range(2):
+            worker.stop()
+            await asyncio.sleep(0)
+            assert not running.done()
+        worker.stop()
+        await asyncio.wait_for(running, 10)
+    assert await states(dsn) == [RUNNING]

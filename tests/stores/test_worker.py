@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import pytest
 
 from scheduler import (
@@ -142,3 +143,17 @@ async def test_results_are_pruned_when_they_were_kept_long_enough(dsn: str) -> N
         with pytest.raises(LookupError):
             await scheduler.ticket(ticket.id, tenant="acme")
         assert kept.id != ticket.id
+
+
+async def test_a_connection_to_what_has_become_a_standby_is_left(dsn: str) -> None:
+    """A worker tries again by itself; a call of submit raises once."""
+    standby = "set session characteristics as transaction read only"
+    async with working(dsn) as (scheduler, worker):
+        assert await scheduler.submit("acme", "before")
+        for store in (worker._store, scheduler.store):  # type: ignore[attr-defined]
+            async with store._connections.connection() as connection:
+                await connection.execute(standby)
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await scheduler.submit("acme", "refused")
+        assert (await scheduler.submit("acme", "after"))["prompt"] == "after"
+        assert (await scheduler.statistics()).done == 2

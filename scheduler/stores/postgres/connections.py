@@ -79,18 +79,22 @@ class Connections:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
         """A transaction on a connection of the pool."""
-        if self._pool is None:
-            raise RuntimeError("the store is not open")
-        async with self._pool.acquire() as connection, connection.transaction():
-            yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
+        async with self.connection() as connection, connection.transaction():
+            yield connection
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection of the pool, each statement a transaction of its own."""
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             raise RuntimeError("the store is not open")
-        async with self._pool.acquire() as connection:
-            yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
+        try:
+            async with pool.acquire() as connection:
+                yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
+        except asyncpg.ReadOnlySQLTransactionError:
+            # The server is a standby by now: a new connection may find the new primary.
+            await pool.expire_connections()
+            raise
 
     async def listen(
         self, channels: Mapping[str, Callable[[str], None]], caught_up: Callable[[], Awaitable[None]]
