@@ -163,7 +163,8 @@ async def test_a_worker_that_is_told_three_times_waits_for_no_database(server: M
     class Away(PostgresStore):
         async def record(self, endings: Sequence[Any]) -> Sequence[bool]:
             recording.set()
-            return await asyncio.get_running_loop().create_future()
+            await asyncio.get_running_loop().create_future()
+            return ()
 
     async with Scheduler(store=PostgresStore(dsn), quotas=QUICK) as scheduler, asyncio.TaskGroup() as group:
         await scheduler.enqueue("t0", "x")
