@@ -6,20 +6,25 @@ import asyncio
 import secrets
 import signal
 from contextlib import suppress
+from typing import Any
 
 from scheduler.core.agenda import Agenda
 from scheduler.core.quota import NS, positive, whole
 from scheduler.runtime.job import Handler
 from scheduler.runtime.tries import Try
 from scheduler.stores.postgres import PostgresStore
-from scheduler.stores.postgres.connections import FIRST_PAUSE, LONGEST_PAUSE, LOST, SAFETY
+from scheduler.stores.postgres.connections import (
+    FIRST_PAUSE,
+    LONGEST,
+    LONGEST_PAUSE,
+    LOST,
+    SAFETY,
+    SHORTEST,
+)
 from scheduler.stores.values import Again, Claim, Ended
 
 PRUNING = 60.0
 """Seconds between looks for results that were kept long enough."""
-
-SHORTEST, LONGEST = 0.001, 0.032
-"""Seconds to wait where all that is due is in another one's hands: doubled from the first to the longest."""
 
 GIVE_UP = 3
 """Calls of `stop` after which nothing is waited for."""
@@ -37,7 +42,7 @@ class Worker:
         handler: Handler,
         store: PostgresStore,
         *,
-        concurrency: int = 64,
+        concurrency: int = 256,
         max_attempts: int = 5,
         run_timeout: float = 600.0,
         name: str | None = None,
@@ -61,6 +66,7 @@ class Worker:
         self._look_at = 0
         self._crowded = SHORTEST
         self._stopping = 0
+        self._main: asyncio.Task[Any] | None = None
         self.done = 0
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -75,6 +81,9 @@ class Worker:
         if self._stopping > 1:
             for one in self._tries:
                 one.interrupt("stopped")
+        if self._stopping == GIVE_UP and self._main is not None:
+            self._store.abandon()
+            self._main.cancel()
 
     async def run(self, *, signals: bool = True) -> None:
         """Work until `stop` is called. SIGTERM and SIGINT call it, where the loop can handle signals.
@@ -86,13 +95,26 @@ class Worker:
         for number in handled:
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self.stop)
+        self._main = asyncio.current_task()
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            if self._main is None or self._stopping < GIVE_UP or self._main.uncancel():
+                raise
+        finally:
+            self._main = None
+            for number in handled:
+                with suppress(NotImplementedError, RuntimeError, ValueError):
+                    loop.remove_signal_handler(number)
+
+    async def _run(self) -> None:
         async with self._store as store, asyncio.TaskGroup() as group:
             store.on_due.append(self._due)
             store.on_stop.append(self._asked_to_stop)
             besides = [group.create_task(work()) for work in (self._beat, self._prune, self._record)]
             try:
                 await self._work(group)
-                while self._tries and self._stopping < GIVE_UP:
+                while self._tries:
                     self._wake.clear()
                     await self._wake.wait()
             finally:
@@ -102,9 +124,6 @@ class Worker:
                     self._timer.cancel()
                 store.on_due.remove(self._due)
                 store.on_stop.remove(self._asked_to_stop)
-                for number in handled:
-                    with suppress(NotImplementedError, RuntimeError, ValueError):
-                        loop.remove_signal_handler(number)
 
     def _due(self, time: int) -> None:
         """Something may be due at `time` of the database's clock, if not before."""
@@ -214,6 +233,8 @@ class Worker:
         self._running += 1
         self._limit(one)
         one.task = group.create_task(self._perform(one))
+        if self._stopping > 1:  # while it was claimed
+            one.interrupt("stopped")
 
     async def _perform(self, one: Try) -> None:
         """Run one try, and have it recorded how it ended. Its slot is free for another job meanwhile."""

@@ -74,7 +74,7 @@ CASES = (
         ("waitline", "PgQueuer", "Procrastinate", "SAQ", "DBOS"),
         "Workers are processes of their own; the time runs from when each has had a job until the end of the "
         "last one is committed. The peers have no tenants and no buckets: their jobs stand in one line. "
-        "*waitline* has 64 slots, as it comes; Procrastinate, SAQ and DBOS get a twentieth of the jobs.",
+        "*waitline* has 256 slots, as it comes; Procrastinate, SAQ and DBOS get a twentieth of the jobs.",
     ),
     drain("durable-drain-hot", 1, "no-op jobs per second, one tenant whose bucket never binds", (), ""),
 )

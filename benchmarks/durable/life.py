@@ -58,7 +58,7 @@ CASES = (
             Column("p50_ms", "p50, ms", ",.1f"),
             Column("p99_ms", "p99, ms", ",.1f"),
         ),
-        note="1,000 tenants whose buckets never bind. *waitline* has 64 slots, as it comes. SAQ and "
+        note="1,000 tenants whose buckets never bind. *waitline* has 256 slots, as it comes. SAQ and "
         "DBOS look for their results every 50 ms instead of every 500 or 1,000.",
     ),
 )

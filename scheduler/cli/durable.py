@@ -38,9 +38,15 @@ def database(folder: Path | None) -> Iterator[str]:
     if dsn and folder is None:
         try:
             yield dsn
-        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            # The first argument is the message alone: what else there is may hold a row.
-            raise UsageError(f"{DATABASE}: {error.args[0] if error.args else type(error).__name__}") from None
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, BaseExceptionGroup) as error:
+            first = error
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            if not isinstance(first, (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError)):
+                raise
+            # Of a server's error the first argument is the message alone: what else there is may hold a row.
+            said = first if isinstance(first, OSError) or not first.args else first.args[0]
+            raise UsageError(f"{DATABASE}: {said or type(first).__name__}") from None
         return
     from scheduler.stores.postgres.embedded import Embedded
 

@@ -17,7 +17,7 @@ from typing import Any
 from agent import Agent, Sessions
 from agent.postgres import PostgresSessions
 from scheduler import Ticket
-from scheduler.cli.lines import Note, noted
+from scheduler.cli.lines import Note, Over, noted
 from scheduler.cli.options import Options
 from scheduler.cli.spool import Line
 from scheduler.runtime.arguments import check_session
@@ -53,15 +53,19 @@ class DurableLines:
         self._stopped = False
 
     @asynccontextmanager
-    async def opened(self, note: Note) -> AsyncIterator[None]:
+    async def opened(self, note: Note, over: Over) -> AsyncIterator[None]:
         """Be a worker as well until the end of the block, if there is an agent."""
         async with self._scheduler, asyncio.TaskGroup() as group:
             if self._agent is not None:
                 self._worker = Worker(noted(note, self._agent), self._store, concurrency=self._running)
-                group.create_task(self._worker.run(signals=False))
+                group.create_task(self._work(self._worker, over))
             yield
             if not self._stopped:
                 self.stop()
+
+    async def _work(self, worker: Worker, over: Over) -> None:
+        await worker.run(signals=False)
+        await over()
 
     def name_of(self, session: str) -> str:
         """A name that no other errand has: the tenant's own sessions are not continued, and not ended."""

@@ -13,7 +13,7 @@ from scheduler.cli.wiring import DEFAULT_MODEL, Upstream
 @app.command
 def worker(
     *,
-    concurrency: int = 64,
+    concurrency: int = 256,
     lease: float = 30.0,
     keep_sessions: float | None = None,
     simulated: Annotated[bool, Parameter(negative="")] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from scheduler.cli.spool import Line
 from scheduler.cli.wiring import Upstream
 
 Note = Callable[[Job], None]
+Over = Callable[[], Awaitable[None]]
 
 
 class Lines(Protocol):
@@ -23,8 +24,11 @@ class Lines(Protocol):
     shared: bool
     """Whether other processes run jobs too, so that not every start is seen here."""
 
-    def opened(self, note: Note) -> AbstractAsyncContextManager[None]:
-        """Run jobs until the end of the block; `note` hears of each when it starts."""
+    def opened(self, note: Note, over: Over) -> AbstractAsyncContextManager[None]:
+        """Run jobs until the end of the block; `note` hears of each when it starts.
+
+        `over` is awaited if they end before it: what was running then may have gone back to its line.
+        """
 
     def name_of(self, session: str) -> str:
         """What a session of the file is called there."""
@@ -54,7 +58,7 @@ class MemoryLines:
         self._scheduler: Scheduler
 
     @asynccontextmanager
-    async def opened(self, note: Note) -> AsyncIterator[None]:
+    async def opened(self, note: Note, over: Over) -> AsyncIterator[None]:
         """Run jobs until the end of the block."""
         self._scheduler = Scheduler(
             noted(note, self._agent),

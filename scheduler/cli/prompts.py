@@ -26,6 +26,9 @@ WINDOW = 4
 ACTIVE = 2_000
 """Tenants that have jobs in line at a time."""
 
+RECORDED = 2.0
+"""Seconds in which results that are recorded arrive here."""
+
 MEMORY = 256 * 1024 * 1024
 """Bytes of prompts that are held at a time (one prompt may be larger)."""
 
@@ -106,7 +109,7 @@ class Errand:
         """Feed, collect, and stop cleanly when asked to."""
         active = asyncio.Semaphore(ACTIVE)
         with self._interruptible():
-            async with self._lines.opened(self._note), asyncio.TaskGroup() as group:
+            async with self._lines.opened(self._note, self._over), asyncio.TaskGroup() as group:
                 self._feeding.add(group.create_task(self._feed_all(group, active)))
 
     # --- feeding ------------------------------------------------------------------------------------
@@ -259,6 +262,16 @@ class Errand:
         for task in self._feeding:
             task.cancel()
         self._lines.stop()
+        self._give_up(not_started=not again)
+
+    def _give_up(self, *, not_started: bool = False) -> None:
         for turn in list(self._turns.values()):
-            if turn.ticket is not None and (again or turn.started is None):
+            if turn.ticket is not None and (turn.started is None or not not_started):
                 self._lines.give_up(turn.ticket, turn.collecting)
+
+    async def _over(self) -> None:
+        """Nothing runs here any more: what went back to its line is for other workers, or the next run."""
+        collecting = [turn.collecting for turn in self._turns.values() if turn.ticket is not None]
+        if collecting:
+            await asyncio.wait(collecting, timeout=RECORDED)
+        self._give_up()

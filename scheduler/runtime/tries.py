@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 from scheduler.core.entry import ENDED
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
-from scheduler.core.quota import nanoseconds
+from scheduler.core.quota import NOTHING, nanoseconds
 from scheduler.errors import Retry
 from scheduler.runtime.grant import current_turn
 from scheduler.runtime.job import Handler, Job
@@ -72,6 +73,7 @@ class Try:
         self.begun = True
         job = WorkerJob(store, self.claim)
         if self.reason is not None:
+            job.usage = NOTHING  # the handler never began
             return self._interrupted(job)
         current_turn.set(job)
         try:
@@ -122,6 +124,8 @@ class Try:
 
 def kind_of(error: BaseException) -> str:
     """What is recorded of a failure: a kind that an error names itself, or its type. Never its text."""
-    kind = str(getattr(error, "kind", type(error).__name__))
+    kind = type(error).__name__
+    with suppress(Exception):  # it is the handler's code that says it
+        kind = str(getattr(error, "kind", kind))
     # What no text column takes would end the whole worker.
     return kind[:LONGEST_KIND].replace("\0", "").encode("utf-8", "replace").decode()

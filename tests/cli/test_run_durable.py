@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import httpx2
 import pytest
 
+from scheduler import Job, Retry
+from scheduler.cli.options import Options
+from scheduler.cli.prompts import Errand, answer_file
 from tests.cli.conftest import COMMAND, DATABASE, Waitline, environment, read_lines, write_lines
 
 pytestmark = pytest.mark.timeout(120)
@@ -230,3 +234,36 @@ def test_a_missing_database_is_one_line(dsn: str, tmp_path: Path, waitline: Wait
     assert ended.returncode == 2
     assert "does not exist" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_a_prompt_that_goes_back_to_its_line_after_ctrl_c_is_left_for_the_next_start(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upstream refuses it while the command waits for what runs."""
+    began, stopped = asyncio.Event(), asyncio.Event()
+    errands: list[Errand] = []
+
+    class Refusing:
+        async def handle(self, job: Job) -> str:
+            began.set()
+            await stopped.wait()
+            raise Retry(0.1, refused=True)
+
+    class Upstream:
+        @asynccontextmanager
+        async def agent(self, **_: Any) -> AsyncIterator[tuple[Any, None]]:
+            yield Refusing(), None
+
+    class Noted(Errand):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            errands.append(self)
+
+    monkeypatch.setattr("scheduler.cli.prompts.Errand", Noted)
+    file = write_lines(tmp_path / "p.jsonl", [{"tenant": "t", "prompt": "x"}])
+    options = Options(file, tmp_path / "r.jsonl", 100.0, 100, False, 4, None)
+    running = asyncio.create_task(answer_file(cast("Any", Upstream()), options, dsn))
+    await asyncio.wait_for(began.wait(), 30)
+    errands[0]._stop()
+    stopped.set()
+    assert await asyncio.wait_for(running, 30) == 130

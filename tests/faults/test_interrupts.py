@@ -178,3 +178,70 @@ async def test_a_worker_that_is_told_three_times_waits_for_no_database(server: M
         worker.stop()
         await asyncio.wait_for(running, 10)
     assert await states(dsn) == [RUNNING]
+
+
+async def test_jobs_whose_claim_was_on_its_way_at_the_second_signal_are_given_back(server: Machine) -> None:
+    """And with all that was charged, since their handlers never began."""
+    dsn = await server.database()
+
+    class Stopping(PostgresStore):
+        async def claim(self, worker: str, slots: int) -> Any:
+            claimed = await super().claim(worker, slots)
+            for _ in range(2 if claimed is not None and claimed.claims else 0):
+                hurried.stop()
+            return claimed
+
+    async def begins(job: Job) -> None:
+        raise AssertionError(job)
+
+    hourly = Quota(Rate(1, per=3600, burst=5))
+    async with Scheduler(store=PostgresStore(dsn), quotas=hourly) as scheduler:
+        await scheduler.enqueue("t0", "x")
+        hurried = Worker(begins, Stopping(dsn))
+        await asyncio.wait_for(hurried.run(), 10)
+        assert await states(dsn) == [WAITING]
+        assert (await scheduler.statistics("t0")).levels["requests"] > 4.9
+
+
+async def test_a_worker_that_is_told_three_times_leaves_a_claim_that_hangs(server: Machine) -> None:
+    dsn = await server.database()
+    asked = asyncio.Event()
+
+    class Hanging(PostgresStore):
+        async def claim(self, worker: str, slots: int) -> Any:
+            asked.set()
+            await asyncio.get_running_loop().create_future()
+
+    async with Scheduler(store=PostgresStore(dsn), quotas=QUICK) as scheduler, asyncio.TaskGroup() as group:
+        await scheduler.enqueue("t0", "x")
+        worker = Worker(quick, Hanging(dsn))
+        running = group.create_task(worker.run())
+        await asked.wait()
+        for _ in range(3):
+            worker.stop()
+        await asyncio.wait_for(running, 10)
+
+
+async def test_a_worker_that_is_told_three_times_leaves_what_its_store_has_to_record(server: Machine) -> None:
+    dsn = await server.database()
+    held = asyncio.Event()
+
+    class Away(PostgresStore):
+        async def _settle(self, endings: Sequence[Any]) -> Sequence[bool]:
+            raise OSError("away")
+
+    async def admits(job: Job) -> None:
+        async with scheduler.admit("t1"):
+            held.set()
+            await asyncio.sleep(60)
+
+    store = Away(dsn)
+    async with asyncio.timeout(20), Scheduler(store=store, quotas=QUICK) as scheduler:
+        await scheduler.enqueue("t0", "x")
+        worker = Worker(admits, store)
+        running = asyncio.create_task(worker.run())
+        await held.wait()
+        for _ in range(3):
+            worker.stop()
+            await asyncio.sleep(0)
+        await running  # and leaving the block does not wait either

@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import asyncpg
 import pytest
 
 from scheduler import (
@@ -25,6 +26,7 @@ from scheduler import (
 from scheduler.core.quota import Cost
 from scheduler.http import WaitlineMiddleware
 from scheduler.stores.postgres import PostgresStore
+from scheduler.stores.postgres.home import Home
 from scheduler.worker import Worker
 from tests.stores.callers import FAST_SLOT, PATIENT, rows, until, web
 from tests.stores.working import working
@@ -264,3 +266,47 @@ async def test_the_middleware_serves_waits_and_refuses_over_a_store(dsn: str) ->
         assert status == 429
         assert headers[b"retry-after"] == b"60"
         await until(scheduler, waiting=0, running=0)
+
+
+async def test_a_caller_is_granted_among_many_tenants_that_wait_for_a_worker(dsn: str) -> None:
+    """More than go into one claim, all of them due for longer."""
+    async with web(dsn, Quota(Rate(20, burst=1))) as scheduler:
+
+        async def call(tenant: str) -> None:
+            async with scheduler.admit(tenant):
+                pass
+
+        blocked = [f"b{number}" for number in range(105)]
+        await asyncio.gather(*(scheduler.enqueue(tenant, "nobody takes it") for tenant in blocked))
+        waiting = [asyncio.create_task(call(tenant)) for tenant in blocked]
+        await call("free")
+        await asyncio.wait_for(call("free"), 15)
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_who_is_due_in_another_one_s_hands_waits_without_asking_all_the_time(dsn: str) -> None:
+    looks = 0
+
+    class Counted(Home):
+        async def _look(self) -> float:
+            nonlocal looks
+            looks += 1
+            return await super()._look()
+
+    async with web(dsn, Quota(Rate(20, burst=1))) as scheduler:
+        scheduler.store.home.__class__ = Counted  # type: ignore[attr-defined]
+        async with scheduler.admit("acme"):
+            pass
+        connection = await asyncpg.connect(dsn)
+        async with connection.transaction():
+            await connection.execute("select from waitline.tenant for update")
+            grant = scheduler.admit("acme")
+            waiting = asyncio.create_task(grant.__aenter__())
+            await asyncio.sleep(0.6)
+        await connection.close()
+        await waiting
+        await grant.__aexit__(None, None, None)
+        assert looks < 60

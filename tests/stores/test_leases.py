@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from scheduler.core.policy import Policy
-from scheduler.core.quota import ONE, Quota, Rate
+from scheduler.core.quota import NS, ONE, Quota, Rate
 from scheduler.stores.postgres import PostgresStore
-from scheduler.stores.values import DONE, FAILED, Claim, Ended, Request
+from scheduler.stores.values import DONE, FAILED, Again, Claim, Ended, Request
+from tests.conformance.stored import opened
+from tests.stores.working import QUICK
 
 ONE_AT_A_TIME = Quota(Rate(1000, burst=100), concurrency=1)
 
@@ -85,3 +89,20 @@ async def test_a_job_whose_workers_are_lost_too_often_fails(dsn: str) -> None:
             await rescued(store, max_attempts=2)
         outcome = await store.await_outcome(accepted.id)
         assert (outcome.state, outcome.kind, outcome.attempts) == (FAILED, "worker_lost", 2)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+async def test_jobs_that_come_back_together_go_in_their_order_however_few_there_is_room_for(
+    dsn: str, slots: int
+) -> None:
+    async with opened(dsn) as store:
+        ids = [(await store.submit(Request("acme", '"x"', QUICK, Policy(), ONE))).id for _ in range(8)]
+        claimed = await store.claim("worker", 8)
+        assert claimed is not None
+        for claim in reversed(claimed.claims):
+            assert await store.settle(Again(claim.id, "acme", claim.tries, NS, refused=True, counted=False))
+        await store.move(store.now + 2 * NS)
+        order: list[int] = []
+        while found := await store.claim("worker", slots):
+            order += [claim.id for claim in found.claims]
+        assert order == ids

@@ -24,10 +24,10 @@ def number_of(prompt: Any) -> int:
 
 
 class Waitline(Subject):
-    """``Scheduler(store=PostgresStore(dsn))``, and a `Worker` as it comes: 64 jobs at once."""
+    """``Scheduler(store=PostgresStore(dsn))``, and a `Worker` as it comes: 256 jobs at once."""
 
     answers = True
-    concurrency = 64
+    concurrency = 256
     left = "select count(*) from waitline.job where state < 2"
 
     def quota(self, tenant: str) -> Quota:

@@ -56,7 +56,7 @@ class Claimed(NamedTuple):
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
     """Grant at most `slots` jobs for `lease` nanoseconds. None if nothing was due `about` now."""
     found = await connection.fetch(DUE, about + AHEAD, None, min(slots, TENANTS), slots, JOBS)
-    return await _decide(connection, found, worker, slots, lease) if found else None
+    return await _decide(connection, found, worker, slots, JOBS, lease) if found else None
 
 
 async def claim_callers(
@@ -67,18 +67,18 @@ async def claim_callers(
     A job is not passed: whoever stands behind one that is due waits until a worker has taken it.
     """
     found = await connection.fetch(DUE, about + AHEAD, tenants, TENANTS, TENANTS * CALLERS, CALLERS)
-    return await _decide(connection, found, home, 0, lease) if found else None
+    return await _decide(connection, found, home, 0, CALLERS, lease) if found else None
 
 
 async def _decide(
-    connection: Connection, found: Sequence[Record], worker: str, slots: int, lease: int
+    connection: Connection, found: Sequence[Record], worker: str, slots: int, longest: int, lease: int
 ) -> Claimed:
     """Let the core grant over the first jobs of the lines of locked tenants, and save that."""
     heads = [row for row in found if row["id"] is None]
     locked = Locked(map(rows.read_tenant, heads))
     states, most = list(locked.states.values()), heads[0]["most"]
     now = locked.not_before(heads[0]["now"])
-    jobs, back = _read(found[len(heads) :], most)
+    jobs, back = _read(found[len(heads) :], most, longest)
     for job in back:  # their backoff is over: they are in line from here on
         if not job.paid:
             locked.states[job.tenant].add_work(job.cost, 1)
@@ -137,11 +137,11 @@ async def _tell(
         await connection.execute("select pg_notify('waitline_due', $1)", str(min(due)))
 
 
-def _read(found: Sequence[Record], most: int) -> tuple[list[StoredJob], list[StoredJob]]:
+def _read(found: Sequence[Record], most: int, longest: int) -> tuple[list[StoredJob], list[StoredJob]]:
     """The jobs to grant from, and all whose backoff is over.
 
-    Where a line goes on behind what was loaded, nobody may pass who stands there; continuations may, now and
-    then, which is for the core to say.
+    Where a line goes on behind the `most` of it that were loaded, nobody may pass who stands there, nor
+    behind the `longest` that came back; continuations may, now and then, which is for the core to say.
     """
     jobs, continuations = [], []
     back: list[StoredJob] = []
@@ -156,6 +156,10 @@ def _read(found: Sequence[Record], most: int) -> tuple[list[StoredJob], list[Sto
             job.since = row["returns"]
         (back if row["place"] is None else lines[job.tenant]).append(job)
     last = {tenant: line[-1].key for tenant, line in lines.items() if len(line) >= most}
+    for tenant, count in Counter(job.tenant for job in back).items():
+        if count >= longest:
+            end = max(job.key for job in back if job.tenant == tenant)
+            last[tenant] = min(end, last.get(tenant, end))
     jobs = [job for job in jobs if job.tenant not in last or job.key <= last[job.tenant]]
     return jobs + continuations, back
 

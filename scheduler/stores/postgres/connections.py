@@ -40,6 +40,9 @@ LOST = (
 SAFETY = 30.0
 """Seconds after which whoever waits for a notification looks for itself: it may have been lost."""
 
+SHORTEST, LONGEST = 0.001, 0.032
+"""Seconds to wait where all that is due is in another one's hands: doubled from the first to the longest."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 """Seconds between tries to reach a server that is gone: doubled from the first to the longest."""
 

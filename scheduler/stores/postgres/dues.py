@@ -29,14 +29,14 @@ class Dues:
         """Remember what a claim has left."""
         self.blocked.update(blocked)
 
-    def first(self, tenants: Iterable[Record]) -> int | None:
-        """When to claim, given how tenants with something due stand; None for never. Forget all others."""
-        times, before, self.blocked = [], self.blocked, {}
+    def times(self, tenants: Iterable[Record]) -> dict[str, int]:
+        """When to claim from which tenants, given how those with something due stand. Forget all others."""
+        times, before, self.blocked = {}, self.blocked, {}
         for row in tenants:
             known, due = before.get(row["tenant"]), row["due"]
             if known is not None and (known.due, known.as_of) == (due, row["as_of"]):
                 self.blocked[row["tenant"]] = known
                 due = known.again
             if due is not None:
-                times.append(due)
-        return min(times, default=None)
+                times[row["tenant"]] = due
+        return times

@@ -22,11 +22,14 @@ from scheduler.core.quota import NS, Usage
 from scheduler.errors import SchedulerClosed
 from scheduler.stores.postgres import claiming, settling, submitting
 from scheduler.stores.postgres.batches import Batches
+from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import (
     FIRST_PAUSE,
+    LONGEST,
     LONGEST_PAUSE,
     LOST,
     SAFETY,
+    SHORTEST,
     Connections,
     patiently,
 )
@@ -35,22 +38,13 @@ from scheduler.stores.postgres.opened import Opened
 from scheduler.stores.postgres.results import outcome_of
 from scheduler.stores.postgres.settling import Ending
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import (
-    DONE,
-    RUNNING,
-    WAITING,
-    Ended,
-    Place,
-    Request,
-    Withdrawn,
-)
+from scheduler.stores.values import DONE, RUNNING, WAITING, Ended, Place, Request, Withdrawn
 
 BATCH = 200
 """Callers that join in one transaction."""
 
 Pairs = Sequence[tuple[int, int]]
 """(id, slot) of callers that were granted."""
-
 
 Join = tuple[Request, asyncio.Future[None]]
 Answer = Place | Exception
@@ -78,6 +72,7 @@ class Home:
         self._heard: list[tuple[int, int]] = []
         self._over: set[int] = set()
         self._dues = Dues()
+        self._crowded = SHORTEST
 
     # --- in line --------------------------------------------------------------------------------------------
 
@@ -97,19 +92,18 @@ class Home:
     async def _join(self, joins: Sequence[Join]) -> Sequence[Answer]:
         """Accept or refuse callers, and grant who can go at once: all in one transaction."""
         self._claiming += 1
-        granted: Pairs = ()
+        claimed: Claimed | None = None
         try:
             async with self._connections.transaction() as connection:
                 answers = await submitting.submit(connection, [request for request, _ in joins])
                 tenants = sorted({request.tenant for request, _ in joins})
-                granted = await self._claim(connection, tenants)
-            places: list[Answer] = []
-            for (request, told), answer in zip(joins, answers, strict=True):
-                if isinstance(answer, Exception):
-                    places.append(answer)
-                    continue
-                place = self._waiting[answer.id] = Place(answer, request.tenant, told)
-                places.append(place)
+                claimed = await self._claim(connection, tenants)
+            places: list[Answer] = [
+                answer if isinstance(answer, Exception) else Place(answer, request.tenant, told)
+                for (request, told), answer in zip(joins, answers, strict=True)
+            ]
+            self._waiting |= {place.accepted.id: place for place in places if isinstance(place, Place)}
+            self._wake.set()  # a look that is under way does not know of them
             self.over(self._over)
             if self._closed:
                 self.close()
@@ -118,16 +112,15 @@ class Home:
             return places
         finally:
             self._claiming -= 1
-            self._tell(granted)
+            self._tell(() if claimed is None else claimed.callers)
 
-    async def _claim(self, connection: Connection, tenants: Sequence[str]) -> Pairs:
+    async def _claim(self, connection: Connection, tenants: Sequence[str]) -> Claimed | None:
         claimed = await claiming.claim_callers(
             connection, self.name, tenants, self._store.about(), self._lease_ns
         )
-        if claimed is None:
-            return ()
-        self._dues.note(claimed.blocked)
-        return claimed.callers
+        if claimed is not None:
+            self._dues.note(claimed.blocked)
+        return claimed
 
     def give_back(self, caller: int, tenant: str) -> None:
         """A caller wants no more of it: it leaves its line, or gives back all that it was granted."""
@@ -242,26 +235,32 @@ class Home:
             due = await connection.fetch(statement("home_due"), tenants)
             found = await connection.fetch(statement("home_jobs"), list(places))
         self._learn(places, {row["id"]: row for row in found})
-        now, lost, first = due[0]["now"], due[0]["lost"], self._dues.first(due)
+        now, lost, times = due[0]["now"], due[0]["lost"], self._dues.times(due)
         if lost is not None and lost <= now:
             async with self._connections.transaction() as connection:
                 await settling.rescue(connection, now, None, BATCH)
             return 0.0
-        if first is not None and first <= now:
-            await self._grant(tenants)
+        ready = [tenant for tenant, time in times.items() if time <= now]
+        if ready and await self._grant(ready):
+            self._crowded = SHORTEST
             return 0.0
-        times = [time - now for time in (first, lost) if time is not None]
-        return min([SAFETY, *(int(time) / NS for time in times)])
+        if ready:  # all of it is in another one's hands
+            self._crowded = min(LONGEST, 2 * self._crowded)
+            return self._crowded
+        ends: list[int] = [*times.values(), *([] if lost is None else [lost])]
+        return min(SAFETY, *((end - now) / NS for end in ends)) if ends else SAFETY
 
-    async def _grant(self, tenants: Sequence[str]) -> None:
+    async def _grant(self, tenants: Sequence[str]) -> bool:
+        """Claim from tenants; whether that moved anybody."""
         self._claiming += 1
-        granted: Pairs = ()
+        claimed: Claimed | None = None
         try:
             async with self._connections.transaction() as connection:
-                granted = await self._claim(connection, tenants)
+                claimed = await self._claim(connection, tenants)
+            return claimed is not None and claimed.moved
         finally:
             self._claiming -= 1
-            self._tell(granted)
+            self._tell(() if claimed is None else claimed.callers)
 
     def _learn(self, places: dict[int, Place], found: dict[int, Record]) -> None:
         """Hear from the rows of callers what became of them; one without a row was cancelled by somebody."""

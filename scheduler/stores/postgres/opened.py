@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext, suppress
 from time import monotonic_ns
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ class Opened:
         self._group: asyncio.TaskGroup | None = None
         self._listener: asyncio.Task[None] | None = None
         self._offset = 0
+        self._abandoned = False
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -56,11 +58,17 @@ class Opened:
             if self._listener is not None:
                 self._listener.cancel()
             self._leave()
+            given_up = (asyncio.CancelledError, asyncio.CancelledError(), None)
             try:
-                await self._group.__aexit__(None, None, None)
+                with suppress(asyncio.CancelledError) if self._abandoned else nullcontext():
+                    await self._group.__aexit__(*(given_up if self._abandoned else (None, None, None)))
             finally:
                 self._group = None
                 await self._connections.close()
+
+    def abandon(self) -> None:
+        """Do not wait for a database that is away: what is not in it yet is left to its leases."""
+        self._abandoned = True
 
     async def _listen(self) -> None:
         """Hear what other processes tell, for ever."""

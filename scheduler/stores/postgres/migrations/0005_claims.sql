@@ -65,8 +65,8 @@ begin
             (
                 select * from waitline.job as f
                 where f.tenant = u.name and f.place is null and f.returns <= clock
-                order by f.returns
-                limit each
+                order by f.arrival - f.head_start, f.id
+                limit longest
             )
             union all
             (
