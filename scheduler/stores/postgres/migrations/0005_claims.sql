@@ -56,21 +56,30 @@ begin
         from unnest(found) as u (name)
         cross join lateral (
             (
-                select * from waitline.job as f
+                select
+                    f.id, f.arrival, f.promised, f.head_start, f.deadline, f.max_wait, f.cost, f.session, f.paid, f.home,
+                    f.returns, f.holder, f.call, f.place
+                from waitline.job as f
                 where f.tenant = u.name and f.place is not null and f.holder is null
                 order by f.place, f.id
                 limit each
             )
             union all
             (
-                select * from waitline.job as f
+                select
+                    f.id, f.arrival, f.promised, f.head_start, f.deadline, f.max_wait, f.cost, f.session, f.paid, f.home,
+                    f.returns, f.holder, f.call, f.place
+                from waitline.job as f
                 where f.tenant = u.name and f.place is null and f.returns <= clock
                 order by f.arrival - f.head_start, f.id
                 limit longest
             )
             union all
             (
-                select * from waitline.job as f
+                select
+                    f.id, f.arrival, f.promised, f.head_start, f.deadline, f.max_wait, f.cost, f.session, f.paid, f.home,
+                    f.returns, f.holder, f.call, f.place
+                from waitline.job as f
                 where f.tenant = u.name and f.holder is not null and f.state = 0
             )
         ) as j;
