@@ -130,12 +130,6 @@ class Worker:
         self._next_due = time if self._next_due is None else min(time, self._next_due)
         self._wake.set()
 
-    async def _woken(self, wait: float | None) -> None:
-        """Return when something has happened since the last time, or after `wait` seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                await self._wake.wait()
-
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Claim and start jobs until it is time to stop; wait for the next thing that happens in between."""
         pause = FIRST_PAUSE
@@ -148,7 +142,9 @@ class Worker:
                 self._next_due, self._look_at = 0, 0
                 wait, pause = pause, min(LONGEST_PAUSE, 2 * pause)
             if wait:
-                await self._woken(wait)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
 
     async def _turn(self, group: asyncio.TaskGroup) -> float:
         """Start what is due and there is room for; seconds until there may be more, unless woken before."""
@@ -169,10 +165,9 @@ class Worker:
             else:  # all that is due is in another one's hands
                 self._crowded = min(LONGEST, 2 * self._crowded)
                 return self._crowded
-        times = (
-            [self._look_at] if self._next_due is None or not self._room else [self._look_at, self._next_due]
-        )
-        return store.until(min(times))
+        if self._next_due is None or not self._room:
+            return store.until(self._look_at)
+        return store.until(min(self._look_at, self._next_due))
 
     @property
     def _room(self) -> int:

@@ -220,6 +220,7 @@ async def test_a_worker_that_is_told_three_times_leaves_a_claim_that_hangs(serve
         for _ in range(3):
             worker.stop()
         await asyncio.wait_for(running, 10)
+    assert await states(dsn) == [WAITING]
 
 
 async def test_a_worker_that_is_told_three_times_leaves_what_its_store_has_to_record(server: Machine) -> None:
@@ -245,3 +246,4 @@ async def test_a_worker_that_is_told_three_times_leaves_what_its_store_has_to_re
             worker.stop()
             await asyncio.sleep(0)
         await running  # and leaving the block does not wait either
+    assert await states(dsn) == [RUNNING, RUNNING]  # the job, and the caller in it

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import asyncpg
 import pytest
 
 from scheduler import Cost, Policy, Quota, Rate, Usage
@@ -38,6 +39,13 @@ def renamed(request: Request, side: str) -> Request:
     return replace(request, tenant=side + request.tenant)
 
 
+async def same_rows(connection: asyncpg.Connection, *queries: str) -> None:
+    """Both sides have the same rows, but for the names of their tenants."""
+    for query in queries:
+        plains, generals = [await connection.fetch(query, f"{side}%") for side in "pg"]
+        assert sorted(map(str, plains)) == sorted(map(str, generals))
+
+
 async def same(store: VirtualStore, requests: list[Request]) -> list[Any] | None:
     """Submit to both sides, and compare answers and rows. What the plain side said."""
     async with store._connections.connection() as connection:
@@ -53,9 +61,7 @@ async def same(store: VirtualStore, requests: list[Request]) -> list[Any] | None
             assert [answer[1:] for answer in told] == [
                 isinstance(answer, Accepted) and answer[1:] for answer in general
             ]
-        for query in (ROWS, JOBS):
-            plains, generals = [await connection.fetch(query, f"{side}%") for side in "pg"]
-            assert sorted(map(str, plains)) == sorted(map(str, generals))
+        await same_rows(connection, ROWS, JOBS)
         line = await connection.fetch(
             "select tenant, place from waitline.job where place is not null order by tenant, id"
         )
@@ -157,9 +163,7 @@ async def same_ends(store: VirtualStore, endings: list[list[Ended]]) -> list[boo
         else:
             await transaction.commit()
             assert told == general
-        for query in (ROWS, ENDS):
-            plains, generals = [await connection.fetch(query, f"{side}%") for side in "pg"]
-            assert sorted(map(str, plains)) == sorted(map(str, generals))
+        await same_rows(connection, ROWS, ENDS)
     return told
 
 
