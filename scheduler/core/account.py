@@ -95,9 +95,14 @@ class Account:
         self.hold = SLOT_FLOOR
 
     @property
+    def slots(self) -> int:
+        """Slots that there are."""
+        return self.shape.concurrency
+
+    @property
     def running(self) -> int:
         """Slots in use."""
-        return self.shape.concurrency - self.free
+        return self.slots - self.free
 
     def levels(self, now: int) -> dict[str, float]:
         """Permits in each bucket by name; below 0 in debt."""
@@ -137,7 +142,7 @@ class Account:
 
     def slot_wait(self, hold: int, ahead: int) -> int:
         """Nanoseconds until a slot is expected with `ahead` jobs before one, each holding it for `hold`."""
-        return max(SLOT_FLOOR, hold * (ahead + 1) // self.shape.concurrency)
+        return max(SLOT_FLOOR, hold * (ahead + 1) // self.slots)
 
     def full_at(self) -> int:
         """The first whole nanosecond at which every bucket is full."""

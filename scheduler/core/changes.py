@@ -38,9 +38,11 @@ class Changes(Schedule):
         self._flush(now, now)
 
     def pause(self, now: int, gate_name: str, until: int) -> None:
-        """Let nobody pass a gate before `until`; a time that is past ends a pause."""
+        """Let nobody pass a gate before `until`; a past time ends a pause, and a closed gate stays closed."""
         self._advance(now)
         gate = self.gates[gate_name]
+        if gate.closed_until is not None:
+            return
         if until > now or gate.paused_until > now:
             gate.late[Cause.PAUSE] = max(now, until)
         gate.paused_until = until

@@ -10,15 +10,16 @@ from __future__ import annotations
 from scheduler.core.account import Projection, shape_of
 from scheduler.core.bucket import Scale
 from scheduler.core.entry import RUN_BITS, RUNNING, SEQUENCE_BITS, WAITING, Entry
+from scheduler.core.following import NEVER, Following
 from scheduler.core.line import Line
 from scheduler.core.outlook import Ahead, expect, refuse, refuse_plain, run_to, slot_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
+from scheduler.core.quota import nanoseconds
 from scheduler.core.register import EXPIRE, RETURN
-from scheduler.core.settling import Settling
 from scheduler.core.tenant import Tenant
 
 
-class Engine(Settling):
+class Engine(Following):
     """Decides who starts when. `max_waiting` bounds the waiting jobs of all tenants together."""
 
     max_waiting = 100_000
@@ -32,13 +33,6 @@ class Engine(Settling):
     def advance(self, now: int) -> None:
         """Process all that has happened up to `now`."""
         self._advance(now)
-
-    def everyone(self) -> list[Entry]:
-        """All waiting jobs: in their lines, behind a job of their session, and in backoff."""
-        inside = [e for tenant in self.tenants.values() for line in tenant.lines.values() for e in line]
-        behind = [e for parked in self.sessions.values() for e in parked]
-        backoff = [item[-1] for item in self.events if item[1] == RETURN]
-        return inside + behind + backoff
 
     # --- offer --------------------------------------------------------------------------------------
 
@@ -88,7 +82,7 @@ class Engine(Settling):
             return self._refused(entry, Refusal(Reason.NEVER, 0, never))
         self.sequence += 1
         entry.place_in_order(now, self.sequence)
-        if not self._startable(entry, now):
+        if not self._startable(entry, now) and not self._knock(entry, now):
             return self._wait(entry, now)
         entry.promised = now
         if entry.session is not None and entry.holder is None:
@@ -131,6 +125,19 @@ class Engine(Settling):
         turn = gate.turn(gate.free > 0 and self.root.free > 0)
         return turn is None or (gate.fair.start(tenant.name), entry.key) < turn[:2]
 
+    def _knock(self, entry: Entry, now: int) -> bool:
+        """Let one job through a closed gate once that may be probed. False if the job is not the one."""
+        gate = entry.shared
+        if gate.closed_until is None or now < gate.closed_until or entry.holder is not None:
+            return False
+        gate.paused_until = now
+        startable = self._startable(entry, now)
+        gate.paused_until = NEVER
+        if startable:
+            gate.probe = entry
+            gate.closed_until = now + nanoseconds("spend_probe", gate.upstream.spend_probe)
+        return startable
+
     def _wait(self, entry: Entry, now: int) -> Refusal | None:
         """Judge a job that cannot start at once, and put it in line if it may wait."""
         tenant, gate, policy = entry.owner, entry.shared, entry.policy
@@ -139,7 +146,9 @@ class Engine(Settling):
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.
         full = entry.holder is None and (0 if known is None else known.length) >= policy.max_queue
         reason = decide(outlook, now, policy.max_wait_ns, full, entry.expires)
-        if reason is None and self.waiting >= self.max_waiting:
+        if gate.closed_until is not None:
+            reason = Reason.SPEND_LIMIT
+        elif reason is None and self.waiting >= self.max_waiting:
             reason = Reason.MAX_WAITING
         if reason is not None:
             refusal = refuse(entry, now, run, outlook, reason, self.root)
@@ -247,8 +256,8 @@ class Engine(Settling):
         amounts = tenant.shape.nothing if entry.paid else tenant.shape.amounts(entry.cost)
         run = run_to(tenant, entry.key, now, now)
         own = late = run.time if entry.paid else run.peek(amounts)
-        if gate.paused_until > now:
-            run = run_to(tenant, entry.key, gate.paused_until, now)
+        if gate.opens > now:
+            run = run_to(tenant, entry.key, gate.opens, now)
             late = run.time if entry.paid else run.peek(amounts)
         ahead = Ahead(position, self.waiting, self._session_ahead(entry))
         return expect(entry, now, own, late, self.root, ahead), run

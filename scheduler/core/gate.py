@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from scheduler.core.account import Account, Shape
+from scheduler.core.account import Account, shape_of
 from scheduler.core.agenda import Agenda
+from scheduler.core.entry import Entry
 from scheduler.core.fairness import FairOrder
 from scheduler.core.line import Line
 from scheduler.core.policy import Cause
+from scheduler.core.quota import Quota
+from scheduler.core.signals import Upstream
 
 Turn = tuple[int, int, Line]
 """(start tag, key of the head, line): the order in which eligible heads pass."""
 
 NOBODY = 1 << 200
 """Above every key."""
+
+RAMP_FULL = 32
+"""Parts of the limits that are used when growth is not slowed down."""
 
 
 class Gate(Account):
@@ -23,12 +29,20 @@ class Gate(Account):
     `eligible` holds the lines whose head has its tenant's permits and needs a slot here; `holding` those
     whose head is a continuation and brings its slot along. `backlog` sums the waiting jobs' amounts in the
     gate's units; `lines` counts the tenants that have a line here, `crowd` sums their weights.
+
+    The rest follows the upstream. `cut`: slots that are withheld while it is short, `failures`: failed calls
+    since the last one that it accepted. `told`: the limits that it named, permits per minute. `ramp`: the
+    part of the limits that is used while growth is slowed down, in `RAMP_FULL` parts, since `ramped_at`.
+    `closed_until`: when a spending limit may be probed, None while the gate is open; `probe`: who does.
     """
 
     __slots__ = (
         "backlog",
+        "closed_until",
         "crowd",
+        "cut",
         "eligible",
+        "failures",
         "fair",
         "holding",
         "late",
@@ -36,20 +50,45 @@ class Gate(Account):
         "name",
         "paused_until",
         "placed",
+        "probe",
+        "ramp",
+        "ramped_at",
+        "told",
+        "upstream",
     )
 
-    def __init__(self, name: str, shape: Shape, now: int) -> None:
-        super().__init__(shape, now)
+    def __init__(self, name: str, given: Quota | Upstream, now: int) -> None:
+        self.upstream = Upstream.of(name, given)
+        super().__init__(shape_of(self.upstream.quota), now)
         self.name = name
         self.eligible: Agenda[Turn] = Agenda()
         self.holding: Agenda[Turn] = Agenda()
         self.fair = FairOrder()
         self.paused_until = now
         self.placed: tuple[Any, ...] | None = None
-        self.backlog = [0] * len(shape.scales)
+        self.backlog = [0] * len(self.shape.scales)
         self.lines = 0
         self.crowd = 0.0
         self.late: dict[Cause, int] = {}
+        self.cut = self.failures = 0
+        self.told: dict[str, int] = {}
+        self.ramp, self.ramped_at = RAMP_FULL, now
+        self.closed_until: int | None = None
+        self.probe: Entry | None = None
+
+    @property
+    def slots(self) -> int:
+        """Calls that may run at once now."""
+        return self.shape.concurrency - self.cut
+
+    @property
+    def opens(self) -> int:
+        """When the pause ends, or the next probe may go."""
+        return self.paused_until if self.closed_until is None else self.closed_until
+
+    def shut_to(self, entry: Entry) -> bool:
+        """Whether a call must not begin although it was granted: the gate was closed since."""
+        return self.closed_until is not None and self.probe is not entry
 
     def turn(self, slot: bool) -> Turn | None:
         """Whose turn it is, given whether a slot is free."""

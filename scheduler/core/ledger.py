@@ -49,7 +49,7 @@ def outlook(
     `line`: the jobs in line, in order, where `needs_line` says so. `parked`: jobs of its session before it.
     `continuations`: how many of those in line are some, where it may be as long as it may get.
     """
-    tenant, gate, root = state.tenant(), Gate("", OPEN, now), Account(OPEN, now)
+    tenant, gate, root = state.tenant(), Gate("", Quota(), now), Account(OPEN, now)
     job.owner, job.shared = tenant, gate
     never = tenant.shape.never(job.cost)
     if never is not None:

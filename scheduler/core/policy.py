@@ -31,6 +31,8 @@ class Reason(StrEnum):
     """The expected start is not before the job's deadline."""
     MAX_WAITING = "max_waiting"
     """The scheduler holds as many waiting jobs as it may, over all tenants."""
+    SPEND_LIMIT = "spend_limit"
+    """The upstream's spending limit was reached: the gate is closed to all."""
     NEVER = "never"
     """The cost is above a burst: waiting would not help. Callers see `QuotaExceeded`."""
 

@@ -11,6 +11,7 @@ from scheduler.core.entry import Entry
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.quota import Quota
+from scheduler.core.signals import News, Upstream
 from scheduler.core.tenant import Tenant
 
 LINGER = 1 << 30
@@ -32,28 +33,40 @@ class Register:
     """What an engine remembers.
 
     `events` is everything that will happen by itself, `touched` the gates that have to look who may pass,
-    `moved` the jobs whose state changed and whose callers must be told, in that order. `root` holds the
-    scheduler's own slots. `sessions` has, for each session with a job in line or running, the jobs behind it,
-    `runs` the lines in which continuations wait.
+    `moved` the jobs whose state changed and whose callers must be told, in that order, `news` what happened
+    at gates and nobody has read yet. `root` holds the scheduler's own slots. `sessions` has, for each session
+    with a job in line or running, the jobs behind it, `runs` the lines in which continuations wait.
     """
 
     def __init__(
-        self, now: int, quota_of: Callable[[str], Quota], gates: Mapping[str, Quota], max_running: int
+        self,
+        now: int,
+        quota_of: Callable[[str], Quota],
+        gates: Mapping[str, Quota | Upstream],
+        max_running: int,
     ) -> None:
         self.quota_of = quota_of
         self.tenants: dict[str, Tenant] = {}
         self.most_tenants = 0
-        self.gates = {name: Gate(name, shape_of(quota), now) for name, quota in gates.items()}
+        self.gates = {name: Gate(name, given, now) for name, given in gates.items()}
         self.root = Account(shape_of(Quota(concurrency=max_running)), now)
         self.sessions: dict[tuple[str, str], list[Entry]] = {}
         self.runs: dict[Line, None] = {}
         self.events: Calendar[Event] = Calendar()
         self.touched: dict[Gate, None] = {}
         self.moved: list[Entry] = []
+        self.news: list[News] = []
         self.waiting = 0
         self.sequence = 0
         self.stalls = 0
         self.granted = 0
+
+    def everyone(self) -> list[Entry]:
+        """All waiting jobs: in their lines, behind a job of their session, and in backoff."""
+        inside = [e for tenant in self.tenants.values() for line in tenant.lines.values() for e in line]
+        behind = [e for parked in self.sessions.values() for e in parked]
+        backoff = [item[-1] for item in self.events if item[1] == RETURN]
+        return inside + behind + backoff
 
     def _tenant(self, name: str, now: int) -> Tenant:
         """The tenant's state, made at first sight."""

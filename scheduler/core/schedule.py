@@ -217,19 +217,23 @@ class Schedule(Lines):
         entry.shared.delay(Cause.STALL, now)
         return now - cap
 
-    def _free(self, entry: Entry, now: int) -> tuple[bool, bool, bool]:
-        """Free the slots of a job that ends: whether it held the last one of its tenant, gate, and of all."""
+    def _free(self, entry: Entry, now: int, learn: bool) -> tuple[bool, bool, bool]:
+        """Free the slots of a job that ends: whether it held the last one of its tenant, gate, and of all.
+
+        `learn`: what it held them for tells how long others will; a try that was turned away does not.
+        """
         tenant, gate, root, held = entry.owner, entry.shared, self.root, now - entry.slot
         tenant.free += 1
         gate.free += 1
         root.free += 1
-        gate.hold += (held - gate.hold) >> 3
-        root.hold += (held - root.hold) >> 3
+        if learn:
+            gate.hold += (held - gate.hold) >> 3
+            root.hold += (held - root.hold) >> 3
         return tenant.free == 1, gate.free == 1, root.free == 1
 
-    def _release(self, entry: Entry, now: int) -> None:
+    def _release(self, entry: Entry, now: int, learn: bool = True) -> None:
         """Free the slots of a job that ends, and let those who waited for them go."""
-        tenant_was_full, gate_was_full, root_was_full = self._free(entry, now)
+        tenant_was_full, gate_was_full, root_was_full = self._free(entry, now, learn)
         if not self.waiting:
             return  # nobody to let go
         if tenant_was_full:

@@ -58,6 +58,8 @@ class Settling(Changes):
             self._flush(now, now)
         elif entry.state is RUNNING:
             self._correct(entry, NOTHING, now)
+            if entry.shared.probe is entry:
+                entry.shared.closed_until = now  # it has not tried: the next one may
             self._end(entry, ENDED, now)
 
     def retry(self, now: int, entry: Entry, not_before: int, refused: bool) -> Refusal | None:
@@ -73,13 +75,15 @@ class Settling(Changes):
             gate.fair.correct(tenant.name, -self._step(entry, entry.cost), entry.period)
         entry.paid, entry.period = refused, 0
         entry.plain = entry.plain and not refused
-        start = max(not_before, gate.paused_until, now)
+        start = max(not_before, gate.opens, now)
         bound, deadline = entry.policy.max_wait_ns, entry.expires
-        reason = Reason.PAUSE if gate.paused_until >= start > now else Reason.MAX_WAIT
-        late = deadline is not None and start >= deadline
-        if late:
+        reason = Reason.PAUSE if gate.opens >= start > now else Reason.MAX_WAIT
+        shut, late = gate.closed_until is not None, deadline is not None and start >= deadline
+        if shut:
+            reason = Reason.SPEND_LIMIT
+        elif late:
             reason = Reason.DEADLINE
-        if late or (bound is not None and start - now > bound):
+        if shut or late or (bound is not None and start - now > bound):
             self._end(entry, REFUSED, now)
             return self._refused(entry, Refusal(reason, max(1, start - now)))
         self._line(tenant, gate).outside += 1
@@ -87,7 +91,7 @@ class Settling(Changes):
         self.waiting += 1
         self.events.put((start, RETURN, entry.fix_key(), entry))
         if entry.holder is None:
-            self._release(entry, now)
+            self._release(entry, now, learn=not refused)
         self._place_all(tenant, now)
         self._advance(now)
         self._flush(now, now)
@@ -129,6 +133,8 @@ class Settling(Changes):
     def _end(self, entry: Entry, state: State, now: int) -> None:
         """The job is over: slots free, its session's next job in, the tenant perhaps idle."""
         entry.state = state
+        if entry.shared.probe is entry:
+            entry.shared.probe = None
         if entry.holder is None:
             self._release(entry, now)
             if entry.session is not None:

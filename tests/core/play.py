@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scheduler.core.engine import Engine
 from scheduler.core.entry import Entry, State
 from scheduler.core.policy import Policy, Refusal
-from scheduler.core.quota import NS, ONE, Cost, Quota, Rate, Usage
+from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, Rate, Usage
+from scheduler.core.signals import Answer, Signal, Upstream
 
 MS = 1_000_000
 START = 1_000 * NS
@@ -38,6 +39,7 @@ class Op(NamedTuple):
     delay: int = 0
     refused: bool = False
     quota: Quota = Quota()
+    signal: Signal = Signal(Answer.ACCEPTED)
 
 
 class Told(NamedTuple):
@@ -173,6 +175,18 @@ class Play:
         """Pause a gate."""
         self.engine.pause(self.now, op.gate, self.now + op.delay)
 
+    def hear(self, op: Op) -> None:
+        """An upstream's answer to the call of a running job."""
+        self.engine.advance(self.now)
+        self.listen()
+        entry = self.pick(op, State.RUNNING)
+        if entry is not None and entry.state is State.RUNNING:
+            self.engine.hear(self.now, entry, op.signal)
+
+    def resume(self, op: Op) -> None:
+        """An operator opens a gate."""
+        self.engine.resume(self.now, op.gate)
+
     def set_quota(self, op: Op) -> None:
         """Change a tenant's quota."""
         self.engine.set_quota(self.now, op.tenant, op.quota)
@@ -221,7 +235,7 @@ class Play:
 
 def engine(
     quota: Quota | Mapping[str, Quota] = Quota(),  # noqa: B008 - a frozen value
-    gates: Mapping[str, Quota] | None = None,
+    gates: Mapping[str, Quota | Upstream] | None = None,
     max_running: int = 1_000_000,
     now: int = START,
     kind: type[Engine] = Engine,
@@ -265,6 +279,15 @@ policies = st.sampled_from(
     [PATIENT, PATIENT, PATIENT, Policy(), Policy(max_wait=2.0), Policy(max_queue=2), Policy.strict()]
 )
 
+said = st.dictionaries(st.sampled_from(DIMENSIONS), st.integers(0, 3000), max_size=3)
+signals = st.builds(
+    Signal,
+    st.sampled_from([*Answer, Answer.ACCEPTED, Answer.OVERLOADED, Answer.OVERLOADED]),
+    st.sampled_from([None, 0.5, 2.0]),
+    said,
+    said,
+)
+
 
 FIELDS = {
     "offer": ("tenant", "gate", "cost", "policy", "head_start", "session", "timeout"),
@@ -274,6 +297,8 @@ FIELDS = {
     "retry": ("pick", "delay", "refused"),
     "pause": ("gate", "delay"),
     "set_quota": ("tenant", "quota"),
+    "hear": ("pick", "signal"),
+    "resume": ("gate",),
     "advance": (),
 }
 """What of an operation matters, by its kind: nothing else is drawn."""
@@ -297,6 +322,7 @@ def ops(
         "delay": st.integers(0, 30).map(lambda n: n * 100 * MS),
         "refused": st.booleans(),
         "quota": quotas,
+        "signal": signals,
     }
     for name, value in fixed.items():
         drawn[name] = value if isinstance(value, st.SearchStrategy) else st.just(value)

@@ -16,7 +16,7 @@ from tests.core.play import PATIENT
 
 def line_of(quota: Quota) -> Line:
     """An empty line of one tenant at one gate."""
-    return Line(Tenant("a", shape_of(quota), 0), Gate("", shape_of(Quota()), 0))
+    return Line(Tenant("a", shape_of(quota), 0), Gate("", Quota(), 0))
 
 
 def entry_at(

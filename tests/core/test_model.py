@@ -11,10 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from scheduler.core.engine import Engine
 from scheduler.core.quota import ONE, Quota, Rate
+from scheduler.core.signals import Upstream
 from tests.core.invariants import check
 from tests.core.play import MS, Op, Play, engine, ops, quotas
 
-KINDS = ("offer", "chain", "settle", "withdraw", "retry", "pause", "set_quota", "advance")
+KINDS = ("offer", "chain", "settle", "withdraw", "retry", "pause", "set_quota", "hear", "resume", "advance")
 
 
 class Machine(RuleBasedStateMachine):
@@ -27,7 +28,8 @@ class Machine(RuleBasedStateMachine):
     @initialize(quota=quotas, one=quotas, two=quotas, most=st.sampled_from([1, 3, 1000]))
     def begin(self, quota: Quota, one: Quota, two: Quota, most: int) -> None:
         """Limits of all kinds at all three levels."""
-        self.play = Play(engine(quota, {"x": one, "y": two}, max_running=most), after=check)
+        gates: dict[str, Quota | Upstream] = {"x": one, "y": Upstream(two, spend_probe=3)}
+        self.play = Play(engine(quota, gates, max_running=most), after=check)
 
     @rule(op=ops(KINDS, gates=("x", "y")))
     def operation(self, op: Op) -> None:
