@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from agent.messages import Message, Reply, ToolCall
-from scheduler import Grant, Usage
+from scheduler import Grant, Job, Usage
 from scheduler.upstreams.claude import NOTHING
 
 BeforeHook = Callable[[Message], Awaitable[Grant | None]]
@@ -65,6 +65,16 @@ class Grants:
     def paid_to(self, books: object) -> bool:
         """Whether one of them was charged to the buckets kept there."""
         return any(grant.books is books for grant in self._held)
+
+    def covering(self, job: Job | None) -> list[Grant | Job]:
+        """The turns under which the call is made: those granted here, and the job unless one of them is its.
+
+        They hear how the upstream took the call, and a call must not begin under one whose gate was closed.
+        """
+        covers: list[Grant | Job] = list(self._held)
+        if job is not None and not self.paid_to(job.books):
+            covers.append(job)
+        return covers
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from agent.errors import TooManyTurns
@@ -11,7 +12,7 @@ from agent.hooks import Grants, Hooks
 from agent.messages import Message, Prompt, Reply, ToolCall
 from agent.sessions import Session
 from agent.tools import Tool, failed_result
-from scheduler import Job, UpstreamError, Usage
+from scheduler import Grant, Job, Signal, UpstreamError, Usage
 from scheduler.upstreams.claude import NOTHING, Call, Client, Content
 from scheduler.upstreams.claude import Message as ClaudeMessage
 
@@ -68,7 +69,10 @@ class Run:
             self.kept.append({"role": "user", "content": content})
             with Grants() as grants:
                 await grants.ask(hooks.before, message)
-                call = Call(setup.client, self._request(message, history))
+                covers = grants.covering(self.job)
+                for turn_held in covers:
+                    turn_held.ensure_open()
+                call = Call(setup.client, self._request(message, history), partial(_hear, covers))
                 try:
                     async with call:
                         async for text in call:
@@ -151,6 +155,11 @@ class Run:
             await grants.ask(self.setup.hooks.tool, call)
             self.acted, grants.usage = True, None
             return await tool.answer(block.id, block.input)
+
+
+def _hear(covers: Sequence[Grant | Job], signal: Signal) -> None:
+    for turn in covers:
+        turn.hear(signal)
 
 
 def _known(usage: Usage | None) -> Usage:

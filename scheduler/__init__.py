@@ -2,6 +2,7 @@
 
 from scheduler.core.policy import Policy
 from scheduler.core.quota import Cost, Quota, Rate, Usage
+from scheduler.core.signals import Answer, News, Signal, Upstream
 from scheduler.errors import (
     DeadlineExceeded,
     ErrRateLimited,
@@ -15,16 +16,19 @@ from scheduler.errors import (
 from scheduler.runtime.grant import Grant
 from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.scheduler import Scheduler
-from scheduler.runtime.values import Quote, Statistics
+from scheduler.runtime.values import GateStatistics, Quote, Statistics
 
 __all__ = [
+    "Answer",
     "Cost",
     "DeadlineExceeded",
     "ErrRateLimited",
+    "GateStatistics",
     "Grant",
     "Handler",
     "Job",
     "JobFailed",
+    "News",
     "Policy",
     "Quota",
     "QuotaExceeded",
@@ -34,8 +38,10 @@ __all__ = [
     "Scheduler",
     "SchedulerClosed",
     "SchedulerError",
+    "Signal",
     "Statistics",
     "Ticket",
+    "Upstream",
     "UpstreamError",
     "Usage",
 ]

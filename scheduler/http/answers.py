@@ -44,6 +44,7 @@ CODES = {
     "pause": "gate_paused",
     "slot": "slots_taken",
     "max_waiting": "queue_full",
+    "spend_limit": "upstream_spend_limit",
 }
 """`error_code` by the reason of a refusal."""
 
@@ -140,7 +141,7 @@ def build(
 def _problem(kind: Kind, reason: str | None, details: Mapping[str, Any]) -> dict[str, Any]:
     """A problem document; a shared gate or the whole line is no policy of the tenant's."""
     problem: dict[str, Any] = {"type": "about:blank", "title": kind.message, "status": kind.status, **details}
-    if kind.status == 429 and reason not in {"gate", "pause", "max_waiting"}:
+    if kind.status == 429 and reason not in {"gate", "pause", "max_waiting", "spend_limit"}:
         problem["type"] = PROBLEM
         problem["violated-policies"] = ["slots" if reason == "slot" else "tenant"]
     return problem

@@ -9,6 +9,7 @@ from typing import Self
 
 from scheduler.core.entry import ENDED, RUNNING, WAITING
 from scheduler.core.quota import NS, Usage
+from scheduler.core.signals import Signal
 from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.durable_ticket import error_of
 from scheduler.runtime.grant import Grant, Turn
@@ -31,6 +32,12 @@ class StoredGrant(Grant):
         grant = cls(scheduler, request.tenant, "", request.policy, request.cost)
         grant.request = request
         return grant
+
+    def hear(self, signal: Signal) -> None:
+        """Nothing: a store has no shared gates yet."""
+
+    def ensure_open(self) -> None:
+        """Nothing: a store has no shared gates yet."""
 
     @property
     def books(self) -> object:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from scheduler.core.entry import NEW, Entry
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, ONE, Cost, Usage, instance
+from scheduler.core.signals import Signal
 from scheduler.errors import SchedulerClosed
 
 if TYPE_CHECKING:
@@ -64,6 +65,15 @@ class Turn(Entry):
     def promised_wait(self) -> float:
         """Seconds that were promised at submit."""
         return (self.promised - self.arrival) / NS
+
+    def hear(self, signal: Signal) -> None:
+        """Tell the gate how the upstream took this turn's call; a turn that is over tells nothing."""
+        instance("signal", signal, Signal)
+        self.scheduler.hear(self, signal)
+
+    def ensure_open(self) -> None:
+        """Raise `ErrRateLimited` if the gate was closed since the grant: the call must not begin."""
+        self.scheduler.ensure_open(self)
 
     def granted(self) -> bool:
         """Tell the waiting caller; False if it is no longer there (its cancellation gives the grant back)."""

@@ -216,7 +216,13 @@ class Jobs(Runs):
                     self.changed()
 
     def _still_wanted(self, job: Job) -> None:
-        """Raise, and give everything back, if a job was interrupted between its grant and its start."""
+        """Raise, and give everything back, if a job was interrupted between its grant and its start.
+
+        So it is too if its gate was closed.
+        """
+        if job.shared.closed_until is not None and job.shared.shut_to(job):
+            job.usage = NOTHING
+            self.ensure_open(job)
         if self._cancelling and job.stopped is None:
             job.stopped = "closed"
         if job.stopped is not None:
@@ -246,7 +252,7 @@ class Jobs(Runs):
             self.counts["failed"] += 1
             if refusal.reason is Reason.DEADLINE:
                 raise DeadlineExceeded(job.tenant, "timeout", job.timeout or 0.0) from retry.__cause__
-            if retry.refused:
+            if retry.refused or refusal.reason is Reason.SPEND_LIMIT:
                 self.refusals[refusal.reason] += 1
                 raise ErrRateLimited(
                     job.tenant, refusal.reason, refusal.retry_after / NS

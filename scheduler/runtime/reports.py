@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from scheduler.core.account import Account, shape_of
+from scheduler.core.account import UNLIMITED, Account, shape_of
+from scheduler.core.gate import Gate
 from scheduler.core.quota import DIMENSIONS, NS
 from scheduler.runtime.arguments import check_tenant
 from scheduler.runtime.jobs import Jobs
-from scheduler.runtime.values import Statistics
+from scheduler.runtime.values import GateStatistics, Statistics
 
 Levels = dict[str, tuple[int, Fraction, Fraction]]
 """Of each bucket by name: its burst, its permits per second and the permits it holds."""
@@ -50,6 +51,19 @@ class Reports(Jobs):
         """What `levels` says, asked of the store if there is one."""
         return self.levels(tenant)
 
+    def _gate_now(self, gate: Gate, now: int) -> GateStatistics:
+        lines = [t.lines[gate.name] for t in self.engine.tenants.values() if gate.name in t.lines]
+        rates = {name: getattr(gate.shape.quota, name) for name in DIMENSIONS}
+        return GateStatistics(
+            running=gate.running,
+            slots=gate.slots if gate.slots < UNLIMITED else None,
+            waiting=sum(line.length for line in lines),
+            paused=max(0, gate.opens - now) / NS,
+            closed=gate.closed_until is not None,
+            limits={name: float(rate.per_second * 60) for name, rate in rates.items() if rate is not None},
+            levels=gate.levels(now),
+        )
+
     async def statistics(self, tenant: str | None = None) -> Statistics:
         """A snapshot of everything, or of one tenant."""
         engine = self.engine
@@ -68,6 +82,7 @@ class Reports(Jobs):
                 retried=self.counts["retried"],
                 stalls=engine.stalls,
                 refused={reason: count for reason, count in self.refusals.items() if count},
+                gates={name: self._gate_now(gate, now) for name, gate in engine.gates.items()},
             )
         known = engine.tenants.get(check_tenant(tenant))
         if known is None:

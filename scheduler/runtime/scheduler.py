@@ -10,6 +10,7 @@ from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, ONE, Cost, Quota, instance, positive, whole
+from scheduler.core.signals import News, Upstream
 from scheduler.runtime.arguments import (
     MAX_TENANT,
     check_priority,
@@ -26,6 +27,7 @@ from scheduler.runtime.reports import Reports
 from scheduler.runtime.values import Quote
 
 Quotas = Quota | Mapping[str, Quota] | Callable[[str], Quota]
+Gates = Quota | Upstream | Mapping[str, Quota | Upstream]
 Policies = Policy | Mapping[str, Policy] | Callable[[str], Policy]
 
 T = TypeVar("T", bound=Turn)
@@ -49,10 +51,11 @@ class Scheduler(Reports):
     """Gives each tenant a line and a bucket, and runs `handler` for each job when its turn has come.
 
     `quotas` and `policy`: one for everyone, a mapping by tenant, or a callable of the tenant. `gates`: None,
-    one Quota shared by all tenants, or a mapping of names to them. `max_waiting`: waiting jobs over all
-    tenants; `max_running`: jobs that run at once; `max_attempts`: tries of a job whose handler raises
-    `Retry`; `run_timeout`: seconds for every try; `max_prompt_bytes` and `max_head_start` (seconds) bound
-    `prompt` and `priority`. `clock`: the monotonic clock, unless a test brings another.
+    a `Quota` or `Upstream` shared by all tenants, or a mapping of names to them. `max_waiting`: waiting jobs
+    over all tenants; `max_running`: jobs that run at once; `max_attempts`: tries of a job whose handler
+    raises `Retry`; `run_timeout`: seconds for every try; `max_prompt_bytes` and `max_head_start` (seconds)
+    bound `prompt` and `priority`. `listener`: called with each `News` of a gate. `clock`: the monotonic
+    clock, unless a test brings another.
 
     Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
     them). Without a shared store every process has its own buckets: N processes give N times the rate.
@@ -69,7 +72,7 @@ class Scheduler(Reports):
         handler: Handler | None = None,
         *,
         quotas: Quotas = Quota(),  # noqa: B008 - a frozen value
-        gates: Quota | Mapping[str, Quota] | None = None,
+        gates: Gates | None = None,
         policy: Policies = Policy(),  # noqa: B008 - a frozen value
         max_waiting: int = 100_000,
         max_running: int = 256,
@@ -78,15 +81,17 @@ class Scheduler(Reports):
         max_prompt_bytes: int = 32_000_000,
         max_head_start: float = 60.0,
         store: Any = None,
+        listener: Callable[[News], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._policy_of = chooser("policy", policy, Policy)
         self._policy = policy if isinstance(policy, Policy) else None
         quota_of = chooser("quotas", quotas, Quota)
         shared = {"": Quota()} if gates is None else gates if isinstance(gates, Mapping) else {"": gates}
-        for name, quota in shared.items():
+        for name in shared:
             instance("gates: a name", name, str)
-            instance(f"gates[{name!r}]", quota, Quota)
+        if listener is not None and not callable(listener):
+            raise TypeError(f"listener: must be a callable, got {listener!r}")
         if not shared:
             raise ValueError("gates: must not be an empty mapping")
         self._gate = next(iter(shared)) if len(shared) == 1 else None
@@ -97,6 +102,7 @@ class Scheduler(Reports):
         engine = Engine(clock.now(), quota_of, shared, max_running)
         engine.max_waiting = whole("max_waiting", max_waiting, 1)
         super().__init__(engine, clock, handler, run_timeout, max_attempts)
+        self.listener = listener
         self.name = secrets.token_hex(4)
 
     # --- submitting ---------------------------------------------------------------------------------

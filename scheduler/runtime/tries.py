@@ -11,6 +11,7 @@ from scheduler.core.entry import ENDED
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NOTHING, nanoseconds
+from scheduler.core.signals import Signal
 from scheduler.errors import Retry
 from scheduler.runtime.grant import current_turn
 from scheduler.runtime.job import Handler, Job
@@ -37,6 +38,12 @@ class WorkerJob(Job):
         self.claim = claim
         self.attempt = claim.attempt
         self.tries = claim.tries
+
+    def hear(self, signal: Signal) -> None:
+        """Nothing: a store has no shared gates yet."""
+
+    def ensure_open(self) -> None:
+        """Nothing: a store has no shared gates yet."""
 
     @property
     def id(self) -> str:

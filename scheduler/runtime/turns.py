@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import ENDED, EXPIRED, RUNNING, WAITING, Entry
 from scheduler.core.policy import Outlook, Reason
 from scheduler.core.quota import NS, Usage
-from scheduler.errors import DeadlineExceeded, SchedulerClosed, refused
+from scheduler.core.signals import News, Signal
+from scheduler.errors import DeadlineExceeded, ErrRateLimited, SchedulerClosed, refused
 from scheduler.runtime.clock import Clock, Timer
 from scheduler.runtime.grant import Turn
 
@@ -31,6 +32,7 @@ class Turns:
         self.refusals = dict.fromkeys(Reason, 0)
         self.resuming = 0
         self.closed = True
+        self.listener: Callable[[News], object] | None = None
         self._now = clock.now
         self._clock = clock
         self._timer: Timer | None = None
@@ -84,11 +86,25 @@ class Turns:
         return turn.future
 
     def resumed(self, turn: Turn) -> None:
-        """The caller has its turn, and goes on."""
+        """The caller has its turn, and goes on; not if its gate was closed in the meantime."""
         turn.future = None
         self.resuming -= 1
+        if turn.shared.closed_until is not None:
+            try:
+                self.ensure_open(turn)
+            except ErrRateLimited:
+                self.withdraw(turn)
+                raise
         if self.closed:
             self.changed()
+
+    def ensure_open(self, turn: Turn) -> None:
+        """Raise if the gate was closed since the grant: a spending limit, and this is not its probe."""
+        gate = turn.shared
+        if gate.closed_until is not None and gate.shut_to(turn):
+            self.refusals[Reason.SPEND_LIMIT] += 1
+            left = max(1, gate.closed_until - self._now())
+            raise ErrRateLimited(turn.tenant, Reason.SPEND_LIMIT, left / NS)
 
     def gone(self, turn: Turn) -> None:
         """The caller waits no more: cancelled, or told that it waits in vain. What it holds goes back."""
@@ -119,6 +135,33 @@ class Turns:
         if turn.state is RUNNING:
             self.engine.settle(self._now(), turn, usage)
             self.changed()
+
+    def hear(self, turn: Turn, signal: Signal) -> None:
+        """Take note of how the upstream took a turn's call."""
+        if turn.state is RUNNING:
+            self.engine.hear(self._now(), turn, signal)
+            self.changed()
+            self._publish()
+
+    def resume(self, gate: str | None = None) -> None:
+        """Let calls pass a gate again that is paused or closed, since whoever asks knows that they may.
+
+        `gate`: one by name, or all. Raises ValueError for a name that there is not.
+        """
+        names = sorted(self.engine.gates) if gate is None else [gate]
+        if names[0] not in self.engine.gates:
+            raise ValueError(f"gate: must be one of {sorted(self.engine.gates)}, got {gate!r}")
+        for name in names:
+            self.engine.resume(self._now(), name)
+        self.changed()
+        self._publish()
+
+    def _publish(self) -> None:
+        """Let the listener know what happened at the gates. What it raises goes to the loop's handler."""
+        news, self.engine.news = self.engine.news, []
+        if self.listener is not None:
+            for item in news:
+                self._loop.call_soon(self.listener, item)
 
     def changed(self) -> None:
         """Tell whom it concerns after the engine was asked for something, and arm the timer."""

@@ -23,13 +23,32 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
+class GateStatistics:
+    """A snapshot of one gate.
+
+    `running`: calls under way; `slots`: how many may be, None for any number; `waiting`: jobs in line for it.
+    `paused`: seconds until anybody passes; `closed`: a spending limit was reached, and only a probe passes
+    then. `limits`: permits per minute by name, as they are used now; `levels`: permits in each bucket.
+    """
+
+    running: int
+    slots: int | None
+    waiting: int
+    paused: float
+    closed: bool
+    limits: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """A snapshot, of everything or of one tenant.
 
     `waiting` and `running` are now, `tenants` the ones remembered now; the rest counts since the start:
     `granted`, `done`, `failed`, `cancelled` jobs and blocks, `refused` by reason, `retried` tries, `stalls`
-    (wake-ups later than the catch-up cap). Of one tenant only `waiting`, `running`, `tenants` (0 or 1) and
-    `levels` (permits in each bucket by name, below 0 when in debt) are filled in.
+    (wake-ups later than the catch-up cap); `gates` has a `GateStatistics` each. Of one tenant only `waiting`,
+    `running`, `tenants` (0 or 1) and `levels` (permits in each bucket by name, below 0 when in debt) are
+    filled in.
     """
 
     waiting: int
@@ -43,3 +62,4 @@ class Statistics:
     stalls: int = 0
     refused: Mapping[Reason, int] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
+    gates: Mapping[str, GateStatistics] = field(default_factory=dict)

@@ -8,9 +8,9 @@ and so prompts, into whatever logs an exception chain.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import anthropic
@@ -18,8 +18,10 @@ import anthropic.types
 import httpx2
 
 from scheduler.core.quota import NOTHING, Usage
+from scheduler.core.signals import Signal
 from scheduler.errors import UpstreamError
-from scheduler.upstreams.failures import Kind, failed, failure, is_refusal, outcome
+from scheduler.upstreams import signals
+from scheduler.upstreams.failures import Kind, failed, failure, headers_of, is_refusal, outcome
 
 __all__ = ["NOTHING", "Call", "Client", "Content", "Kind", "Message", "outcome", "unretried", "usage_of"]
 
@@ -31,6 +33,8 @@ Message = anthropic.types.Message
 
 Content = anthropic.types.ContentBlock
 """One block of an answer."""
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 REFUSED = Usage(1, 0, 0)
 BYTES_PER_TOKEN = 4
@@ -64,9 +68,16 @@ class Call:
     goes wrong upstream is raised as `UpstreamError`. Leaving the block early ends the upstream's work.
     """
 
-    def __init__(self, client: Client, request: Mapping[str, Any]) -> None:
-        """`request`: the arguments of ``client.messages.stream``; the client must not retry by itself."""
+    def __init__(
+        self, client: Client, request: Mapping[str, Any], listener: Callable[[Signal], object] | None = None
+    ) -> None:
+        """`request`: the arguments of ``client.messages.stream``; the client must not retry by itself.
+
+        `listener` is told how the upstream took the call: as soon as the head of its answer is there, and
+        again if the answer breaks off for want of capacity.
+        """
         self._client = client
+        self._listener = listener
         self._request = request
         self._stream: Any = None
         self._known: Usage | None = NOTHING
@@ -99,16 +110,23 @@ class Call:
         self._known = None
         try:
             self._stream = await opening.__aenter__()
-            return self
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             problem = failure(error)
             if is_refusal(problem):
                 self._known = REFUSED
+            self._tell(signals.refused(problem, headers_of(error)))
         except Exception:
             # Arguments that cannot be sent: the caller's mistake, found before anything went out.
             self._known = NOTHING
             raise
+        else:
+            self._tell(signals.accepted(self._stream.response.headers))
+            return self
         raise problem
+
+    def _tell(self, signal: Signal | None) -> None:
+        if signal is not None and self._listener is not None:
+            self._listener(signal)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,6 +152,7 @@ class Call:
         problem = problem or self._finish()
         # Raised out here, because an exception raised while another is handled carries that along.
         if problem is not None:
+            self._tell(signals.refused(problem, NO_HEADERS))
             raise problem
         raise StopAsyncIteration
 

@@ -108,6 +108,11 @@ def failed(kind: Kind, response: httpx2.Response) -> UpstreamError:
     return UpstreamError(kind, response.status_code, request_id=_name(response.headers.get("request-id")))
 
 
+def headers_of(error: Exception) -> Mapping[str, str]:
+    """The headers of the answer that an exception of the SDK is about; none if there was no answer."""
+    return error.response.headers if isinstance(error, anthropic.APIStatusError) else {}
+
+
 def is_refusal(error: UpstreamError) -> bool:
     """Whether the upstream refused before it did any work."""
     return error.status is not None and (400 <= error.status < 500 or error.status == 529)

@@ -10,7 +10,7 @@ import httpx2
 from anthropic import AsyncAnthropic
 
 from agent import Agent, Tool
-from scheduler import Grant, Usage
+from scheduler import Grant, Signal, Usage
 from scheduler.testing import ClaudeConfig, Fault, Latency, Script, SimulatedClaude, ToolCall
 from scheduler.testing.claude.effects import Effect
 
@@ -71,9 +71,16 @@ class CountedGrant(Grant):
     def __init__(self) -> None:
         self.scheduler = None  # type: ignore[assignment]
         self.settled: list[Usage | None] = []
+        self.heard: list[Signal] = []
 
     def settle(self, usage: Usage | None = None) -> None:
         self.settled.append(usage)
+
+    def hear(self, signal: Signal) -> None:
+        self.heard.append(signal)
+
+    def ensure_open(self) -> None:
+        """There is no gate."""
 
 
 class InMemoryClaude(httpx2.AsyncBaseTransport):

@@ -337,13 +337,22 @@ def test_whatever_is_heard_everybody_is_served_or_refused(answers: list[Signal],
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Signal("accepted"), "answer: must be a Answer, got 'accepted'"),
+        (
+            lambda: Signal("accepted"),  # type: ignore[arg-type]
+            "answer: must be a Answer, got 'accepted'",
+        ),
         (lambda: Signal(Answer.ACCEPTED, -1.0), "retry_after: must not be negative, got -1.0"),
         (lambda: Signal(Answer.ACCEPTED, None, {"tokens": 5}), "must be one of .* got 'tokens'"),
-        (lambda: Upstream(Rate(1)), "quota: must be a Quota"),
+        (
+            lambda: Upstream(Rate(1)),  # type: ignore[arg-type]
+            "quota: must be a Quota",
+        ),
         (lambda: Upstream(Quota(), spend_probe=0), "spend_probe: must be above 0, got 0"),
         (lambda: Upstream(Quota(Rate(2)), ceiling=Quota(Rate(1))), "ceiling: requests must not be below"),
-        (lambda: Upstream.of("x", Rate(1)), r"gates\['x'\]: must be a Quota or an Upstream"),
+        (
+            lambda: Upstream.of("x", Rate(1)),  # type: ignore[arg-type]
+            r"gates\['x'\]: must be a Quota or an Upstream",
+        ),
     ],
 )
 def test_bad_values_are_named(make, text) -> None:  # type: ignore[no-untyped-def]
