@@ -123,20 +123,20 @@ class Following(Settling):
             for name, limit in limits.items()
             if limit > 0 and getattr(quota, name) is not None and gate.told.get(name) != limit
         }
-        if not new:
-            return
-        gate.told.update(new)
-        self._reshape(gate, now)
-        for name in new:
-            rate = getattr(gate.shape.quota, name)
-            self.news.append(News(gate.name, What.LIMIT, now, float(rate.per_second * 60), name))
+        if new:
+            gate.told.update(new)
+            self._reshape(gate, now)
 
     def _reshape(self, gate: Gate, now: int) -> None:
         """Give a gate the limits that hold now; who can never fit them any more is refused."""
-        shape = shape_of(limits_of(gate))
+        before, shape = gate.shape.quota, shape_of(limits_of(gate))
         if shape is gate.shape:
             return
         gate.reshape(shape, now)
+        for name in DIMENSIONS:
+            rate = getattr(shape.quota, name)
+            if rate != getattr(before, name):
+                self.news.append(News(gate.name, What.LIMIT, now, float(rate.per_second * 60), name))
         lines = [t.lines[gate.name] for t in self.tenants.values() if gate.name in t.lines]
         gate.backlog = [0] * len(shape.scales)
         for line in lines:
@@ -201,10 +201,6 @@ class Following(Settling):
         if since >= gate.ramped_at or gate.ramp == RAMP_FULL:
             gate.ramp, gate.ramped_at = max(1, gate.ramp * 3 // 4), now
             self._reshape(gate, now)
-            for name in DIMENSIONS:
-                rate = getattr(gate.shape.quota, name)
-                if rate is not None:
-                    self.news.append(News(gate.name, What.LIMIT, now, float(rate.per_second * 60), name))
 
     # --- closed -------------------------------------------------------------------------------------
 
