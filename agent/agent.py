@@ -16,7 +16,7 @@ from agent.run import Run, Setup
 from agent.sessions import MemorySessions, Session, Sessions
 from agent.tools import Tool
 from scheduler import Job, UpstreamError
-from scheduler.upstreams.claude import Client, outcome, unretried
+from scheduler.upstreams.claude import Client, count_tokens, outcome, unretried
 
 B = TypeVar("B", bound=BeforeHook)
 A = TypeVar("A", bound=AfterHook)
@@ -189,6 +189,14 @@ class Agent:
             # The upstream's advice after a refusal is to leave the refused prompt out from then on.
             if run.reply.message.stop_reason != "refusal":
                 await turn.append(run.kept)
+
+    async def count(self, prompt: Prompt) -> int:
+        """How many input tokens a prompt has as a message of its own, as the API counts them.
+
+        For ``Scheduler(…, estimates=Estimates(agent.count))``. It is a call, with a limit of its own, and
+        free of charge. Raises `UpstreamError`.
+        """
+        return await count_tokens(self._setup.client, self._setup.parameters, own_copy(prompt))
 
     async def handle(self, job: Job) -> Reply:
         """Run a job: the handler for ``Scheduler(agent.handle, …)``.

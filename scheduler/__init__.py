@@ -13,6 +13,7 @@ from scheduler.errors import (
     SchedulerError,
     UpstreamError,
 )
+from scheduler.runtime.estimates import Estimates
 from scheduler.runtime.grant import Grant
 from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.scheduler import Scheduler
@@ -23,6 +24,7 @@ __all__ = [
     "Cost",
     "DeadlineExceeded",
     "ErrRateLimited",
+    "Estimates",
     "GateStatistics",
     "Grant",
     "Handler",

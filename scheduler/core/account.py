@@ -25,6 +25,7 @@ class Shape:
     __slots__ = (
         "concurrency",
         "limits",
+        "metered",
         "nothing",
         "one",
         "one_never",
@@ -42,6 +43,7 @@ class Shape:
         self.scales = tuple(
             Scale.of(rate, full_burst(name, rate)) for _, name, rate in rates if rate is not None
         )
+        self.metered = any(index > 0 for index in self.limits)
         self.only = self.scales[0] if self.limits == (0,) else None
         self.concurrency = UNLIMITED if quota.concurrency is None else quota.concurrency
         self.weight = exact("weight", quota.weight).as_integer_ratio()

@@ -35,6 +35,8 @@ class Turn(Entry):
     usage: Usage | None = None
     tries: int = 1  # attempts, and the tries that an upstream refused, which are not counted as attempts
     watched = False
+    counted: int | None = None
+    """Input tokens that were counted for an estimate; None if its cost was given or needs none."""
     free_message: bool = True
     """Whether it still covers a message that a hook sees."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -167,8 +168,10 @@ class Jobs(Runs):
             if job.tenant == tenant and job.sequence <= last:
                 self.interrupt(job, "cancelled")
 
-    async def perform(self, job: Job, has_turn: bool = False) -> Any:  # noqa: C901, PLR0912, PLR0915
+    async def perform(self, job: Job, has_turn: bool = False, counting: Awaitable[None] | None = None) -> Any:  # noqa: C901, PLR0912, PLR0915
         """Wait for a job's turn, unless it had it while nobody ran here; try it until it ends, and settle."""
+        if counting is not None:
+            await counting
         waited = has_turn or not self.offer(job)
         if waited and not has_turn:
             try:

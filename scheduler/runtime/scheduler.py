@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
+from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
 from scheduler.core.policy import Policy
@@ -21,12 +22,12 @@ from scheduler.runtime.arguments import (
     chooser,
 )
 from scheduler.runtime.clock import Clock, MonotonicClock
+from scheduler.runtime.estimates import Estimates
 from scheduler.runtime.grant import Grant, Turn, current_turn
 from scheduler.runtime.job import Handler, Job, Prompt, QueuedJob, Ticket
-from scheduler.runtime.reports import Reports
+from scheduler.runtime.metering import Metering, Quotas
 from scheduler.runtime.values import Quote
 
-Quotas = Quota | Mapping[str, Quota] | Callable[[str], Quota]
 Gates = Quota | Upstream | Mapping[str, Quota | Upstream]
 Policies = Policy | Mapping[str, Policy] | Callable[[str], Policy]
 
@@ -47,14 +48,15 @@ def _no_store(**given: Any) -> None:
             raise ValueError(f"{name}: needs a store, and this scheduler has none")
 
 
-class Scheduler(Reports):
+class Scheduler(Metering):
     """Gives each tenant a line and a bucket, and runs `handler` for each job when its turn has come.
 
     `quotas` and `policy`: one for everyone, a mapping by tenant, or a callable of the tenant. `gates`: None,
     a `Quota` or `Upstream` shared by all tenants, or a mapping of names to them. `max_waiting`: waiting jobs
     over all tenants; `max_running`: jobs that run at once; `max_attempts`: tries of a job whose handler
     raises `Retry`; `run_timeout`: seconds for every try; `max_prompt_bytes` and `max_head_start` (seconds)
-    bound `prompt` and `priority`. `listener`: called with each `News` of a gate. `clock`: the monotonic
+    bound `prompt` and `priority`. `estimates`: what jobs that name no cost are charged where tokens are
+    limited. `listener`: called with each `News` of a gate. `clock`: the monotonic
     clock, unless a test brings another.
 
     Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
@@ -81,6 +83,7 @@ class Scheduler(Reports):
         max_prompt_bytes: int = 32_000_000,
         max_head_start: float = 60.0,
         store: Any = None,
+        estimates: Estimates | None = None,
         listener: Callable[[News], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -102,7 +105,10 @@ class Scheduler(Reports):
         engine = Engine(clock.now(), quota_of, shared, max_running)
         engine.max_waiting = whole("max_waiting", max_waiting, 1)
         super().__init__(engine, clock, handler, run_timeout, max_attempts)
+        if estimates is not None:
+            self.estimates = instance("estimates", estimates, Estimates)
         self.listener = listener
+        self._begin_metering(quotas)
         self.name = secrets.token_hex(4)
 
     # --- submitting ---------------------------------------------------------------------------------
@@ -127,7 +133,8 @@ class Scheduler(Reports):
         The handler runs in the caller's task; cancelling that task withdraws a waiting job and cancels a
         running one. `session`: jobs of one session run one after the other. `timeout`: seconds from here to
         the result. `policy`: instead of the tenant's. `priority`: a head start in the line, in seconds.
-        `cost`: what it will use, one request unless told otherwise. `gate`: which of several gates it passes.
+        `cost`: what it will use; one request, and an estimate of its tokens where these are limited.
+        `gate`: which of several gates it passes.
 
         Raises `ErrRateLimited` (refused, with the time to come back), `QuotaExceeded` (can never fit),
         `DeadlineExceeded`, `JobFailed` (a handler that asked for `Retry` too often), `SchedulerClosed`,
@@ -141,6 +148,8 @@ class Scheduler(Reports):
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._max_prompt_bytes)
         job.prompt, job.timeout = prompt, timeout
+        if cost is None and self.metering and (counting := self.reserve(job, prompt)) is not None:
+            return self.perform(job, counting=counting)
         return self.perform(job)
 
     async def enqueue(
@@ -168,6 +177,8 @@ class Scheduler(Reports):
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._max_prompt_bytes)
         job.prompt, job.timeout = prompt, timeout
+        if cost is None and self.metering and (counting := self.reserve(job, prompt)) is not None:
+            await counting
         job.ticket = ticket = Ticket(job)
         self.offer(job)
         if job.state is RUNNING:
@@ -262,6 +273,8 @@ class Scheduler(Reports):
             grant.holder, grant.plain = held, False
             if grant.policy.max_wait == 0:
                 grant.policy = Policy()
+        if self.metering and (counting := self.reserve(grant, getattr(message, "prompt", ""))) is not None:
+            await counting
         if not self.offer(grant):
             await self.turn(grant)
         return grant
@@ -282,4 +295,5 @@ class Scheduler(Reports):
         Levels are kept, and waiting jobs that can never fit any more fail with `QuotaExceeded`.
         """
         self.engine.set_quota(self._now(), check_tenant(tenant), instance("quota", quota, Quota))
+        self.metering = self.metering or shape_of(quota).metered
         self.changed()

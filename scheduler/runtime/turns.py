@@ -13,6 +13,7 @@ from scheduler.core.quota import NS, Usage
 from scheduler.core.signals import News, Signal
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, SchedulerClosed, refused
 from scheduler.runtime.clock import Clock, Timer
+from scheduler.runtime.estimates import Estimates
 from scheduler.runtime.grant import Turn
 
 FAR = 1 << 63
@@ -32,6 +33,7 @@ class Turns:
         self.refusals = dict.fromkeys(Reason, 0)
         self.resuming = 0
         self.closed = True
+        self.estimates = Estimates()
         self.listener: Callable[[News], object] | None = None
         self._now = clock.now
         self._clock = clock
@@ -133,6 +135,8 @@ class Turns:
     def settle_grant(self, turn: Turn, usage: Usage | None) -> None:
         """End a turn. A second call does nothing."""
         if turn.state is RUNNING:
+            if usage is not None and turn.counted is not None:
+                self.estimates.learn(turn.tenant, turn.gate, turn.counted, usage)
             self.engine.settle(self._now(), turn, usage)
             self.changed()
 

@@ -23,7 +23,18 @@ from scheduler.errors import UpstreamError
 from scheduler.upstreams import signals
 from scheduler.upstreams.failures import Kind, failed, failure, headers_of, is_refusal, outcome
 
-__all__ = ["NOTHING", "Call", "Client", "Content", "Kind", "Message", "outcome", "unretried", "usage_of"]
+__all__ = [
+    "NOTHING",
+    "Call",
+    "Client",
+    "Content",
+    "Kind",
+    "Message",
+    "count_tokens",
+    "outcome",
+    "unretried",
+    "usage_of",
+]
 
 Client = anthropic.AsyncAnthropic
 """What the agent talks through."""
@@ -59,6 +70,22 @@ def _count(counts: object, name: str) -> int:
     # The SDK builds its models without checking them: a field may hold anything, or be missing.
     value = getattr(counts, name, None)
     return value if isinstance(value, int) and value > 0 else 0
+
+
+async def count_tokens(client: Client, parameters: Mapping[str, Any], content: str | list[Any]) -> int:
+    """How many input tokens one message of the user has, under the parameters of a request."""
+    counted = {name: parameters[name] for name in ("model", "system", "tools") if name in parameters}
+    problem: UpstreamError
+    try:
+        found = await client.messages.count_tokens(messages=[{"role": "user", "content": content}], **counted)
+        tokens = _count(found, "input_tokens")
+        if tokens:
+            return tokens
+        problem = UpstreamError(Kind.MALFORMED, 200)
+    except (anthropic.AnthropicError, httpx2.HTTPError, ValueError) as error:
+        problem = failure(error)
+    # Raised out here: an exception of the SDK carries the prompt.
+    raise problem
 
 
 class Call:

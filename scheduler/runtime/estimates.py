@@ -1,0 +1,109 @@
+"""What a job will probably use: its input is counted before the call, its output learned from earlier ones.
+
+An estimate is only what is reserved: at settle the real usage replaces it, in the buckets and in the fairness
+account. What is learned are exponential means (weight 1/8) for each tenant at each gate, and for each gate,
+where a tenant that is not known yet begins. At most `memory` tenants are remembered, those seen last.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from scheduler.core.quota import Cost, Usage, whole
+from scheduler.errors import UpstreamError
+
+BYTES_PER_TOKEN = 4
+MESSAGE_TOKENS = 7
+"""What the frame of a message takes."""
+IMAGE_TOKENS = 1600
+"""About the most that an image takes (Anthropic's documentation of vision)."""
+
+SHIFT = 3
+"""A mean moves by 1/8 of what differs."""
+
+Count = Callable[[Any], int | Awaitable[int]]
+"""How many input tokens a prompt has."""
+
+
+def count_cheaply(prompt: Any) -> int:
+    """About how many input tokens a prompt has: its UTF-8 bytes over four, and a constant for an image."""
+    if isinstance(prompt, str):
+        return MESSAGE_TOKENS + _tokens(prompt)
+    return MESSAGE_TOKENS + sum(map(_block, prompt))
+
+
+def _block(block: Any) -> int:
+    if not isinstance(block, dict):
+        return _tokens(json.dumps(block))
+    if block.get("type") == "image":
+        return IMAGE_TOKENS
+    content = block.get("content")
+    if isinstance(content, list):  # a message, or the result of a tool
+        return sum(map(_block, content))
+    text = block.get("text", content)
+    return _tokens(text if isinstance(text, str) else json.dumps(block))
+
+
+def _tokens(text: str) -> int:
+    return math.ceil((len(text) if text.isascii() else len(text.encode())) / BYTES_PER_TOKEN)
+
+
+class Estimates:
+    """Estimates what jobs will use, and learns from what they did.
+
+    `count`: how many input tokens a prompt has, a function or a coroutine function (`Agent.count` asks the
+    API); by default a cheap count, which also stands in if it raises `UpstreamError`. What the real input has
+    beyond the count (a system prompt, tools, a history) is learned. `output_tokens`: what is assumed before
+    anything is learned. `memory`: most pairs of tenant and gate that are remembered.
+    """
+
+    def __init__(
+        self, count: Count = count_cheaply, *, output_tokens: int = 256, memory: int = 10_000
+    ) -> None:
+        if not callable(count):
+            raise TypeError(f"count: must be a callable, got {count!r}")
+        self._count = count
+        self._first = (0.0, float(whole("output_tokens", output_tokens, 1)))
+        self._memory = whole("memory", memory, 1)
+        self._gates: dict[str, tuple[float, float]] = {}
+        self._known: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+
+    def count(self, prompt: Any) -> int | Awaitable[int]:
+        """How many input tokens a prompt has, or a coroutine that finds out."""
+        counted = self._count(prompt)
+        return self._counted(prompt, counted) if inspect.isawaitable(counted) else counted
+
+    async def _counted(self, prompt: Any, counted: Awaitable[int]) -> int:
+        try:
+            return await counted
+        except UpstreamError:
+            return count_cheaply(prompt)
+
+    def estimate(self, tenant: str, gate: str, counted: int) -> Cost:
+        """What a job of so many counted input tokens will probably use."""
+        surplus, output = self._known.get((tenant, gate)) or self._gates.get(gate) or self._first
+        return Cost(1, max(1, counted + round(surplus)), max(1, round(output)))
+
+    def learn(self, tenant: str, gate: str, counted: int, usage: Usage) -> None:
+        """Take note of what a job of so many counted tokens used; one without output tells nothing."""
+        if not usage.output_tokens:
+            return
+        seen = (float(usage.input_tokens - counted), float(usage.output_tokens))
+        key = (tenant, gate)
+        before = self._known.get(key) or self._gates.get(gate)
+        self._known[key] = seen if before is None else _moved(before, seen)
+        self._known.move_to_end(key)
+        if len(self._known) > self._memory:
+            self._known.popitem(last=False)
+        told = self._gates.get(gate)
+        self._gates[gate] = seen if told is None else _moved(told, seen)
+
+
+def _moved(mean: tuple[float, float], seen: tuple[float, float]) -> tuple[float, float]:
+    one, two = mean
+    return one + (seen[0] - one) / (1 << SHIFT), two + (seen[1] - two) / (1 << SHIFT)
