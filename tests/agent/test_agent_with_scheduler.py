@@ -150,8 +150,9 @@ def test_whenever_a_job_is_cancelled_what_was_not_sent_is_given_back(hooked: boo
             await asyncio.gather(task, return_exceptions=True)
             requests, inputs, outputs = await used(scheduler)
             assert requests - len(claude.arrivals) in (0, 1)  # 1: the call had begun, short of the wire
+            # A call that was cut before a word about its usage keeps its estimate: 256 tokens of output.
             assert inputs <= 10 * len(claude.arrivals)
-            assert outputs <= 5 * len(claude.arrivals)
+            assert outputs <= 5 * len(claude.arrivals) or 0 <= outputs - 256 <= 5 * (len(claude.arrivals) - 1)
             statistics = await scheduler.statistics()
             assert (statistics.running, statistics.waiting) == (0, 0)
             # Nobody is locked out of the session.
