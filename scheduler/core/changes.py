@@ -37,23 +37,6 @@ class Changes(Schedule):
         self._place_all(tenant, now)
         self._flush(now, now)
 
-    def pause(self, now: int, gate_name: str, until: int) -> None:
-        """Let nobody pass a gate before `until`; a past time ends a pause, and a closed gate stays closed."""
-        self._advance(now)
-        gate = self.gates[gate_name]
-        if gate.closed_until is not None:
-            return
-        if until > now or gate.paused_until > now:
-            gate.late[Cause.PAUSE] = max(now, until)
-        gate.paused_until = until
-        self.touched[gate] = None
-        self._flush(now, now)
-        for tenant in list(self.tenants.values()):
-            line = tenant.lines.get(gate_name)
-            if line is not None:
-                self._judge(line, now)
-        self._flush(now, now)
-
     def _members(self, tenant: Tenant) -> list[Entry]:
         """All waiting jobs of a tenant but those in backoff, which are looked at when they return."""
         inside = [entry for line in tenant.lines.values() for entry in line]

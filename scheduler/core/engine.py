@@ -7,19 +7,20 @@ next time at which anything can happen. Nothing in here reads a clock, sleeps, l
 
 from __future__ import annotations
 
-from scheduler.core.account import Projection, shape_of
+from scheduler.core.account import shape_of
 from scheduler.core.bucket import Scale
 from scheduler.core.entry import RUN_BITS, RUNNING, SEQUENCE_BITS, WAITING, Entry
-from scheduler.core.following import NEVER, Following
+from scheduler.core.following import NEVER
+from scheduler.core.ladder import Ladder
 from scheduler.core.line import Line
-from scheduler.core.outlook import Ahead, expect, refuse, refuse_plain, run_to, slot_start
+from scheduler.core.outlook import refuse, refuse_plain, slot_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
 from scheduler.core.quota import nanoseconds
 from scheduler.core.register import EXPIRE, RETURN
 from scheduler.core.tenant import Tenant
 
 
-class Engine(Following):
+class Engine(Ladder):
     """Decides who starts when. `max_waiting` bounds the waiting jobs of all tenants together."""
 
     max_waiting = 100_000
@@ -83,7 +84,13 @@ class Engine(Following):
         self.sequence += 1
         entry.place_in_order(now, self.sequence)
         if not self._startable(entry, now) and not self._knock(entry, now):
-            return self._wait(entry, now)
+            if not entry.policy.ladder or not self._degrade(entry, now):
+                return self._wait(entry, now)
+            if entry.deferred:
+                return None
+            tenant, gate = entry.owner, entry.shared
+            if not self._startable(entry, now):
+                return self._wait(entry, now)
         entry.promised = now
         if entry.session is not None and entry.holder is None:
             self.sessions[tenant.name, entry.session] = []
@@ -97,33 +104,6 @@ class Engine(Following):
             self._place_all(tenant, now)
         self._flush(now, now)
         return None
-
-    def _startable(self, entry: Entry, now: int) -> bool:
-        """Whether a job can start at once: nothing stands in front of it, and all it needs is there."""
-        tenant, gate = entry.owner, entry.shared
-        if not tenant.affords(tenant.shape.amounts(entry.cost), now):
-            return False
-        if gate.paused_until > now or not gate.affords(gate.shape.amounts(entry.cost), now):
-            return False
-        slot = tenant.free > 0 and gate.free > 0 and self.root.free > 0
-        if entry.holder is None and (not slot or self._session_ahead(entry)):
-            return False
-        if entry.expires is not None and entry.expires <= now:
-            return False
-        return (not tenant.lines and not gate.lines) or self._in_front(entry, slot)
-
-    def _in_front(self, entry: Entry, slot: bool) -> bool:
-        """Whether nobody who waits goes before a job that has all it needs: what `_serve` would find."""
-        tenant, gate = entry.owner, entry.shared
-        for line in tenant.lines.values():
-            if line.gate is gate:
-                first = line.head(slot)
-            else:
-                first = line.front if line.placed is not None and line.agenda is self.events else None
-            if first is not None and first.key < entry.key:
-                return False
-        turn = gate.turn(gate.free > 0 and self.root.free > 0)
-        return turn is None or (gate.fair.start(tenant.name), entry.key) < turn[:2]
 
     def _knock(self, entry: Entry, now: int) -> bool:
         """Let one job through a closed gate once that may be probed. False if the job is not the one."""
@@ -162,7 +142,7 @@ class Engine(Following):
     def _accept(self, entry: Entry, now: int) -> None:
         """Let a job wait: in its line, or outside of it behind one of its session."""
         line = self._line(entry.owner, entry.shared)
-        entry.state = WAITING
+        entry.state, entry.gate = WAITING, entry.shared.name
         self.waiting += 1
         if entry.expires is not None:
             self.events.put((entry.expires, EXPIRE, entry.key, entry))
@@ -225,7 +205,7 @@ class Engine(Following):
         overtakes = self._overtaken(entry, now)
         if line.tail is not None:
             line.tail.start(entry.owner.shape.amounts(entry.cost))
-        self._enter(line, entry)
+        self._enter(line, entry, now)
         front = line.front
         if front is None or entry.key < front.key or entry.holder is not None:
             self._place(line, now)
@@ -247,29 +227,6 @@ class Engine(Following):
         if self._startable(entry, now):
             return Outlook(0, now, now, Reason.STRICT)
         return self._outlook(entry, now)[0]
-
-    def _outlook(self, entry: Entry, now: int) -> tuple[Outlook, Projection]:
-        """What a job that has to wait can look forward to, and its tenant's buckets behind all before it."""
-        tenant, gate = entry.owner, entry.shared
-        line = tenant.lines.get(gate.name)
-        position = 0 if line is None else line.ahead(entry.key)
-        amounts = tenant.shape.nothing if entry.paid else tenant.shape.amounts(entry.cost)
-        run = run_to(tenant, entry.key, now, now)
-        own = late = run.time if entry.paid else run.peek(amounts)
-        if gate.opens > now:
-            run = run_to(tenant, entry.key, gate.opens, now)
-            late = run.time if entry.paid else run.peek(amounts)
-        ahead = Ahead(position, self.waiting, self._session_ahead(entry))
-        return expect(entry, now, own, late, self.root, ahead), run
-
-    def _session_ahead(self, entry: Entry) -> int:
-        """How many jobs of its session go before one that is not in its line, the running one included."""
-        if entry.session is None or entry.holder is not None:
-            return 0
-        behind = self.sessions.get((entry.owner.name, entry.session))
-        if behind is None or (entry.state is WAITING and entry not in behind):
-            return 0
-        return 1 + sum(other.key < entry.key for other in behind)
 
     def expected(self, now: int, entry: Entry) -> Outlook:
         """The present outlook of a waiting job; of any other, where it is."""

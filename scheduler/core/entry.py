@@ -34,6 +34,16 @@ NEW, WAITING, RUNNING, REFUSED, EXPIRED, ENDED = State
 """The states by name: looking a member up in its class costs more than the whole comparison."""
 
 
+class Alarm:
+    """When a waiting job is to be looked at, apart from its own events."""
+
+    __slots__ = ("entry", "placed")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.placed: tuple[Any, ...] | None = None
+
+
 class Entry:
     """One job in the engine.
 
@@ -43,7 +53,11 @@ class Entry:
     that was promised, both in nanoseconds. `holder` is the running job whose slot a continuation reuses.
     `paid` says that the tenant's permits were already charged for a try that the upstream refused, `period`
     in which busy period of the gate the grant made a debt (0: in none). `plain` says that it costs one
-    request of one permit, not paid before, and has neither session, deadline, head start nor holder.
+    request of one permit, not paid before, and has neither session, deadline, head start, ladder nor holder.
+
+    What its ladder did: `rung` counts the rungs up to the last that was taken, at which `predicted` was the
+    wait in nanoseconds; `model`, `max_tokens` and `deferred` are what came of them, `alarm` is when it will
+    be looked at again.
     """
 
     __slots__ = (
@@ -82,6 +96,13 @@ class Entry:
     delayed: frozenset[Cause] = frozenset()
     calls: int = 0
     period: int = 0
+    gate: str = ""
+    rung: int = 0
+    predicted: int = 0
+    model: str | None = None
+    max_tokens: int | None = None
+    deferred: bool = False
+    alarm: Alarm | None = None
     watched: bool = True
     """Whether anybody can ask why it was late."""
 
@@ -89,7 +110,7 @@ class Entry:
         """`rare`: expires and head_start (nanoseconds), session, holder."""
         self.policy = policy
         self.cost = cost
-        self.plain = cost is ONE and not rare
+        self.plain = cost is ONE and not rare and not policy.ladder
         self.state = NEW
         self.refusal = None
         self.slot = self.key = 0

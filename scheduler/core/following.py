@@ -19,6 +19,7 @@ from typing import Any
 from scheduler.core.account import shape_of
 from scheduler.core.entry import WAITING, Entry
 from scheduler.core.gate import RAMP_FULL, Gate
+from scheduler.core.line import Line
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.quota import DIMENSIONS, NS, Quota, Rate, full_burst, nanoseconds
 from scheduler.core.settling import Settling
@@ -75,6 +76,29 @@ class Following(Settling):
         if gate.closed_until is not None:
             self._open(gate, now)
         self.pause(now, gate_name, now)
+
+    def pause(self, now: int, gate_name: str, until: int) -> None:
+        """Let nobody pass a gate before `until`; a past time ends a pause, and a closed gate stays closed."""
+        self._advance(now)
+        gate = self.gates[gate_name]
+        if gate.closed_until is not None:
+            return
+        if until > now or gate.paused_until > now:
+            gate.late[Cause.PAUSE] = max(now, until)
+        gate.paused_until = until
+        self.touched[gate] = None
+        self._flush(now, now)
+        for tenant in list(self.tenants.values()):
+            line = tenant.lines.get(gate_name)
+            if line is not None:
+                self._degrade_heads(line, now)
+                self._judge(line, now)
+        self._flush(now, now)
+
+    def _degrade_heads(self, line: Line, now: int) -> None:
+        """Let those at the front go another way, if they have a ladder: one by one, until one stays."""
+        while (head := line.head(True)) is not None and self._degrade(head, now):
+            pass
 
     # --- slots --------------------------------------------------------------------------------------
 
@@ -212,7 +236,7 @@ class Following(Settling):
             gate.closed_until = now + probe
         gate.paused_until = NEVER
         for count, entry in enumerate([e for e in self.everyone() if e.shared is gate], start=1):
-            if entry.state is WAITING:
+            if entry.state is WAITING and not self._degrade(entry, now):
                 wait = max(0, gate.closed_until - now) + count * SPREAD
                 self._drop(entry, Refusal(Reason.SPEND_LIMIT, wait), now)
         self.touched[gate] = None

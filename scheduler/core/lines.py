@@ -44,7 +44,7 @@ class Lines(Register):
             gate.crowd = gate.crowd - tenant.shape.share if gate.lines else 0.0
             self._fade(tenant, time)
 
-    def _enter(self, line: Line, entry: Entry) -> None:
+    def _enter(self, line: Line, entry: Entry, now: int) -> None:
         """Let a job into its line."""
         if entry.outside:
             entry.outside = False
@@ -54,6 +54,8 @@ class Lines(Register):
             self.runs[line] = None
         if entry.shared.backlog:
             self._count_backlog(entry, 1)
+        if entry.policy.ladder:
+            self._watch(entry, now)
 
     def _leave(self, line: Line, entry: Entry) -> None:
         """Take a job out of its line, or from outside it."""
@@ -68,7 +70,15 @@ class Lines(Register):
                 self._count_backlog(entry, -1)
         if entry.placed is not None:
             self.events.drop(entry)
+        if entry.alarm is not None:
+            self._silence(entry)
         self.waiting -= 1
+
+    def _silence(self, entry: Entry) -> None:
+        """Look at a job no more."""
+        if entry.alarm is not None and entry.alarm.placed is not None:
+            self.events.drop(entry.alarm)
+        entry.alarm = None
 
     def _count_backlog(self, entry: Entry, sign: int) -> None:
         gate = entry.shared
@@ -184,7 +194,7 @@ class Lines(Register):
         """Let a job that stood outside into its line, by its key; those behind it hear of it."""
         line = self._line(entry.owner, entry.shared)
         self._worsen(entry.owner, cause, time)
-        self._enter(line, entry)
+        self._enter(line, entry, time)
         self._place(line, time)
         self._judge_all(entry.owner, time)
 
@@ -224,9 +234,20 @@ class Lines(Register):
             start = run.time if entry.paid else run.peek(amounts)
             bound, since = entry.policy.max_wait_ns, max(entry.arrival, entry.slot)
             if entry.shared is line.gate and bound is not None and start - since > bound and start > now:
-                self._drop(entry, Refusal(Reason.MAX_WAIT, start - now), now)
-            elif not entry.paid:
-                run.start(amounts)
+                if not self._degrade(entry, now):
+                    self._drop(entry, Refusal(Reason.MAX_WAIT, start - now), now)
+                    continue
+                if entry.state is not WAITING:
+                    continue
+            if not entry.paid:
+                run.start(line.tenant.shape.amounts(entry.cost))
+
+    def _degrade(self, entry: Entry, now: int) -> bool:
+        """Serve a job in another way, if it has a ladder and that helps: see `Ladder`. True if so."""
+        return False
+
+    def _watch(self, entry: Entry, now: int) -> None:
+        """Have a job that waits looked at again for its ladder: see `Ladder`."""
 
     def _surely_in_time(self, line: Line, begin: int) -> bool:
         """Whether even the last job starts within the tightest bound of the oldest: no need to walk."""

@@ -119,7 +119,7 @@ def slot_start(entry: Entry, now: int, start: int, root: Account, position: int,
 def _gate_start(entry: Entry, now: int, position: int) -> int:
     """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share."""
     tenant, gate = entry.owner, entry.shared
-    in_line = entry.state is WAITING and not entry.outside
+    in_line = entry.state is WAITING and not entry.outside and entry.gate == gate.name
     member = gate.name in tenant.lines
     alone = gate.lines == member
     rivals = gate.crowd + (0 if member else tenant.shape.share)

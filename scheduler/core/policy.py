@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import NamedTuple
 
-from scheduler.core.quota import nanoseconds, whole
+from scheduler.core.quota import instance, nanoseconds, whole
 
 
 class Reason(StrEnum):
@@ -55,15 +57,51 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of a ladder: from a predicted wait of `after` seconds on, a job may be served like this.
+
+    `model`: by another model. `gate`: through another gate; for a `model` without one, the gate of its name.
+    `max_tokens`: with an answer of at most so many tokens. `defer`: ``"batch"`` for whenever there is room,
+    by the scheduler's `deferred` handler. A rung adds to those before it, and is taken only if it makes the
+    predicted start earlier or the cost smaller. Raises ValueError or TypeError for anything else.
+    """
+
+    after: float
+    model: str | None = field(default=None, kw_only=True)
+    gate: str | None = field(default=None, kw_only=True)
+    max_tokens: int | None = field(default=None, kw_only=True)
+    defer: str | None = field(default=None, kw_only=True)
+    after_ns: int = field(init=False, repr=False, compare=False)
+    """`after` in nanoseconds, worked out once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "after_ns", nanoseconds("after", self.after))
+        for name in ("model", "gate"):
+            value = getattr(self, name)
+            if value is not None and not instance(name, value, str):
+                raise ValueError(f"{name}: must not be empty, got {value!r}")
+        if self.max_tokens is not None:
+            whole("max_tokens", self.max_tokens, 1)
+        if self.defer not in (None, "batch"):
+            raise ValueError(f"defer: must be 'batch' or None, got {self.defer!r}")
+        if (self.model, self.gate, self.max_tokens, self.defer) == (None, None, None, None):
+            raise ValueError(f"rung: must change something, got only after={self.after!r}")
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """The bounds of waiting.
+    """The bounds of waiting, and what happens instead.
 
     `max_wait`: the longest expected wait in seconds that is accepted (equal is accepted), judged at submit
-    and whenever it worsens; None for no bound. `max_queue`: the most jobs in one line.
+    and whenever it worsens; None for no bound. `max_queue`: the most jobs in one line. `ladder`: the rungs by
+    which service degrades before it is refused, by rising `after`. `dark`: decide about rungs, and tell the
+    listener, but take none.
     """
 
     max_wait: float | None = 600.0
     max_queue: int = 1000
+    ladder: Sequence[Rung] = field(default=(), kw_only=True)
+    dark: bool = field(default=False, kw_only=True)
     max_wait_ns: int | None = field(init=False, repr=False, compare=False)
     """`max_wait` in nanoseconds, worked out once."""
 
@@ -71,6 +109,12 @@ class Policy:
         bound = None if self.max_wait is None else nanoseconds("max_wait", self.max_wait)
         object.__setattr__(self, "max_wait_ns", bound)
         whole("max_queue", self.max_queue, 0)
+        object.__setattr__(self, "ladder", tuple(self.ladder))
+        for rung in self.ladder:
+            instance("ladder: a rung", rung, Rung)
+        for before, rung in pairwise(self.ladder):
+            if rung.after_ns <= before.after_ns:
+                raise ValueError(f"ladder: after must rise, got {before.after!r} before {rung.after!r}")
 
     @classmethod
     def strict(cls) -> Policy:

@@ -16,7 +16,7 @@ from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.lines import Lines
 from scheduler.core.policy import Cause, Reason, Refusal
-from scheduler.core.register import BEHIND, EXPIRE, GATE, HEAD, RETURN
+from scheduler.core.register import BEHIND, EXPIRE, GATE, HEAD, LADDER, RETURN
 
 CATCH_UP = 50_000_000
 """Nanoseconds by which a wake-up may be late without moving a schedule (or one cost's time, if longer)."""
@@ -47,6 +47,8 @@ class Schedule(Lines):
                 self.touched[owner] = None
             elif kind == EXPIRE:
                 self._expire(owner, time)
+            elif kind == LADDER:
+                self._look_again(owner.entry, time)
             else:
                 self._forget(owner, time)
             if self.touched and not self._more_arrive(time):
@@ -258,6 +260,10 @@ class Schedule(Lines):
         if entry.expires is not None:
             self.events.put((entry.expires, EXPIRE, entry.key, entry))
         self._come_in(entry, Cause.RETRY, time)
+
+    def _look_again(self, entry: Entry, time: int) -> None:
+        """It has waited for as long as a rung of its ladder says."""
+        self._degrade(entry, time)
 
     def _expire(self, entry: Entry, time: int) -> None:
         """A deadline passed while the job waited."""

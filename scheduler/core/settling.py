@@ -20,7 +20,7 @@ class Settling(Changes):
             self._advance(now)
         if entry.state is not RUNNING:
             return
-        if usage is not None:
+        if usage is not None and not entry.deferred:
             self._correct(entry, usage, now)
         self._end(entry, ENDED, now)
 
@@ -57,7 +57,8 @@ class Settling(Changes):
             self._end_waiting(entry, ENDED, now)
             self._flush(now, now)
         elif entry.state is RUNNING:
-            self._correct(entry, NOTHING, now)
+            if not entry.deferred:
+                self._correct(entry, NOTHING, now)
             if entry.shared.probe is entry:
                 entry.shared.closed_until = now  # it has not tried: the next one may
             self._end(entry, ENDED, now)
@@ -70,6 +71,8 @@ class Settling(Changes):
         ends the job instead, and the refusal says why.
         """
         self._advance(now)
+        if entry.deferred:  # it held nothing by which its tenant would have been remembered
+            entry.owner = self._tenant(entry.owner.name, now)
         gate, tenant = entry.shared, entry.owner
         if refused and entry.period:
             gate.fair.correct(tenant.name, -self._step(entry, entry.cost), entry.period)
@@ -90,8 +93,9 @@ class Settling(Changes):
         entry.state, entry.outside = WAITING, True
         self.waiting += 1
         self.events.put((start, RETURN, entry.fix_key(), entry))
-        if entry.holder is None:
+        if entry.holder is None and not entry.deferred:
             self._release(entry, now, learn=not refused)
+        entry.deferred = False
         self._place_all(tenant, now)
         self._advance(now)
         self._flush(now, now)
@@ -136,7 +140,8 @@ class Settling(Changes):
         if entry.shared.probe is entry:
             entry.shared.probe = None
         if entry.holder is None:
-            self._release(entry, now)
+            if not entry.deferred:
+                self._release(entry, now)
             if entry.session is not None:
                 self._leave_session(entry, now, outside=False)
         if self.touched:

@@ -96,6 +96,11 @@ class What(StrEnum):
     TIGHTENED = "tightened"
     """The bucket of `dimension` was lowered to `value` permits: the upstream has no more."""
 
+    RUNG = "rung"
+    """A job of `tenant` took rung number `rung` of its ladder, at a predicted wait of `value` seconds."""
+    WOULD = "would"
+    """The same, of a policy that is `dark`: it was not taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class News:
@@ -106,3 +111,5 @@ class News:
     time: int
     value: float = 0.0
     dimension: str | None = None
+    tenant: str | None = None
+    rung: int | None = None

@@ -19,7 +19,7 @@ class Tenant(Account):
     refused. `override` marks a quota that was set by hand and must not be forgotten.
     """
 
-    __slots__ = ("echoes", "lines", "name", "override", "placed")
+    __slots__ = ("echoes", "lines", "name", "override", "placed", "steps")
 
     def __init__(self, name: str, shape: Shape, now: int) -> None:
         super().__init__(shape, now)
@@ -27,6 +27,7 @@ class Tenant(Account):
         self.lines: dict[str, Line] = {}
         self.echoes: dict[str, Echo] | None = None
         self.override = False
+        self.steps: dict[str, int] | None = None
         self.placed: tuple[Any, ...] | None = None
 
     def echo(self, gate_name: str, now: int) -> Echo:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import Entry, State
-from scheduler.core.policy import Policy, Refusal
+from scheduler.core.policy import Policy, Refusal, Rung
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, Rate, Usage
 from scheduler.core.signals import Answer, Signal, Upstream
 
@@ -242,7 +242,9 @@ def engine(
 ) -> Engine:
     """An engine with one quota for all tenants, or one each, and one gate without limits by default."""
     quota_of: Callable[[str], Quota] = quota.__getitem__ if isinstance(quota, Mapping) else lambda _: quota
-    return kind(now, quota_of, gates or {"": Quota()}, max_running)
+    made = kind(now, quota_of, gates or {"": Quota()}, max_running)
+    made.defers = True
+    return made
 
 
 # --- what hypothesis draws ------------------------------------------------------------------------------
@@ -275,8 +277,22 @@ quotas = st.builds(
     concurrency=st.sampled_from([None, None, 1, 2, 5]),
     weight=st.sampled_from([1, 1, 2, 0.3, 10]),
 )
+LADDER = Policy(
+    max_wait=30.0,
+    ladder=(Rung(0.5, gate="y"), Rung(1, max_tokens=3), Rung(1.5, gate="x"), Rung(4, defer="batch")),
+)
 policies = st.sampled_from(
-    [PATIENT, PATIENT, PATIENT, Policy(), Policy(max_wait=2.0), Policy(max_queue=2), Policy.strict()]
+    [
+        PATIENT,
+        PATIENT,
+        PATIENT,
+        Policy(),
+        Policy(max_wait=2.0),
+        Policy(max_queue=2),
+        Policy.strict(),
+        LADDER,
+        LADDER,
+    ]
 )
 
 said = st.dictionaries(st.sampled_from(DIMENSIONS), st.integers(0, 3000), max_size=3)
