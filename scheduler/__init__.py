@@ -1,6 +1,6 @@
 """waitline: each tenant gets a token bucket and a line; `submit` waits its turn instead of being refused."""
 
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import Cost, Quota, Rate, Usage
 from scheduler.core.signals import Answer, News, Signal, Upstream
 from scheduler.errors import (
@@ -37,6 +37,7 @@ __all__ = [
     "Quote",
     "Rate",
     "Retry",
+    "Rung",
     "Scheduler",
     "SchedulerClosed",
     "SchedulerError",

@@ -37,6 +37,7 @@ class Jobs(Runs):
         super().__init__(engine, clock, run_timeout)
         if handler is not None and not callable(handler):
             raise TypeError(f"handler: must be an async callable, got {handler!r}")
+        self._deferred: Any = None
         self._handler: Handler = handler  # type: ignore[assignment] # without one, only admit and hooks serve
         self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._group: asyncio.TaskGroup | None = None
@@ -187,7 +188,7 @@ class Jobs(Runs):
                     self._still_wanted(job)
                 alarm = self._watched(job)
                 try:
-                    result = await self._handler(job)
+                    result = await (self._deferred if job.deferred else self._handler)(job)
                 except (Exception, asyncio.CancelledError) as error:
                     if job.stopped is not None:
                         self._explain(job, error)

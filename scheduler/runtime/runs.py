@@ -49,6 +49,8 @@ class Runs(Turns):
         now, bound = self._now(), int(self._run_timeout * NS)
         self._watch, soonest = None, None
         for job in self._runs:
+            if job.deferred:
+                continue
             due = job.slot + bound
             if due <= now:
                 self.interrupt(job, "run_timeout")

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, ONE, Cost, Quota, instance, positive, whole
+from scheduler.core.quota import NS, Cost, Quota, instance, positive, whole
 from scheduler.core.signals import News, Upstream
-from scheduler.runtime.arguments import (
-    MAX_TENANT,
-    check_priority,
-    check_prompt,
-    check_session,
-    check_tenant,
-    check_timeout,
-    chooser,
-)
+from scheduler.runtime.arguments import check_prompt, check_tenant, chooser
+from scheduler.runtime.asking import Asking, Quotas
 from scheduler.runtime.clock import Clock, MonotonicClock
 from scheduler.runtime.estimates import Estimates
-from scheduler.runtime.grant import Grant, Turn, current_turn
+from scheduler.runtime.grant import Grant, current_turn
 from scheduler.runtime.job import Handler, Job, Prompt, QueuedJob, Ticket
-from scheduler.runtime.metering import Metering, Quotas
 from scheduler.runtime.values import Quote
 
 Gates = Quota | Upstream | Mapping[str, Quota | Upstream]
 Policies = Policy | Mapping[str, Policy] | Callable[[str], Policy]
-
-T = TypeVar("T", bound=Turn)
 
 
 class HasTenant(Protocol):
@@ -48,16 +38,16 @@ def _no_store(**given: Any) -> None:
             raise ValueError(f"{name}: needs a store, and this scheduler has none")
 
 
-class Scheduler(Metering):
+class Scheduler(Asking):
     """Gives each tenant a line and a bucket, and runs `handler` for each job when its turn has come.
 
     `quotas` and `policy`: one for everyone, a mapping by tenant, or a callable of the tenant. `gates`: None,
     a `Quota` or `Upstream` shared by all tenants, or a mapping of names to them. `max_waiting`: waiting jobs
     over all tenants; `max_running`: jobs that run at once; `max_attempts`: tries of a job whose handler
     raises `Retry`; `run_timeout`: seconds for every try; `max_prompt_bytes` and `max_head_start` (seconds)
-    bound `prompt` and `priority`. `estimates`: what jobs that name no cost are charged where tokens are
-    limited. `listener`: called with each `News` of a gate. `clock`: the monotonic
-    clock, unless a test brings another.
+    bound `prompt` and `priority`. `deferred`: the handler of jobs that a rung defers. `estimates`: what jobs
+    that name no cost are charged where tokens are limited. `listener`: called with each `News` of a gate.
+    `clock`: the monotonic clock, unless a test brings another.
 
     Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
     them). Without a shared store every process has its own buckets: N processes give N times the rate.
@@ -83,6 +73,7 @@ class Scheduler(Metering):
         max_prompt_bytes: int = 32_000_000,
         max_head_start: float = 60.0,
         store: Any = None,
+        deferred: Handler | None = None,
         estimates: Estimates | None = None,
         listener: Callable[[News], object] | None = None,
         clock: Clock | None = None,
@@ -105,6 +96,10 @@ class Scheduler(Metering):
         engine = Engine(clock.now(), quota_of, shared, max_running)
         engine.max_waiting = whole("max_waiting", max_waiting, 1)
         super().__init__(engine, clock, handler, run_timeout, max_attempts)
+        if deferred is not None and not callable(deferred):
+            raise TypeError(f"deferred: must be an async callable, got {deferred!r}")
+        self._deferred = deferred
+        engine.defers = deferred is not None
         if estimates is not None:
             self.estimates = instance("estimates", estimates, Estimates)
         self.listener = listener
@@ -225,33 +220,6 @@ class Scheduler(Metering):
             max(0, outlook.expected - now) / NS,
             outlook.binds,
         )
-
-    def _ask(
-        self, kind: type[T], tenant: str, policy: Policy | None, cost: Cost | None, gate: str | None
-    ) -> T:
-        """Check the arguments that every call has, and make the turn that it asks for."""
-        if tenant.__class__ is not str or not 0 < len(tenant) <= MAX_TENANT:
-            check_tenant(tenant)
-        name = self._gate
-        if gate is not None or name is None:
-            if gate is not None and instance("gate", gate, str) in self.engine.gates:
-                name = gate
-            else:
-                raise ValueError(f"gate: must be one of {sorted(self.engine.gates)}, got {gate!r}")
-        if policy is not None:
-            instance("policy", policy, Policy)
-        else:
-            policy = self._policy or self._policy_of(tenant)
-        return kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
-
-    def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
-        """Check the arguments that few calls have."""
-        if session is not None:
-            turn.session, turn.plain = check_session(session), False
-        if timeout is not None:
-            turn.expires, turn.plain = self._now() + check_timeout(timeout), False
-        if priority != 0:
-            turn.head_start, turn.plain = check_priority(priority, self._max_head_start), False
 
     # --- the hook, and the rest -----------------------------------------------------------------------
 

@@ -63,6 +63,8 @@ class Turns:
         refusal = engine.offer(self._now(), turn.tenant, turn.gate, turn)
         if engine.moved:
             self._tell()
+        if engine.news:
+            self._publish()
         if turn.state is RUNNING:
             return not self.resuming
         events = engine.events.items
@@ -145,7 +147,6 @@ class Turns:
         if turn.state is RUNNING:
             self.engine.hear(self._now(), turn, signal)
             self.changed()
-            self._publish()
 
     def resume(self, gate: str | None = None) -> None:
         """Let calls pass a gate again that is paused or closed, since whoever asks knows that they may.
@@ -158,7 +159,6 @@ class Turns:
         for name in names:
             self.engine.resume(self._now(), name)
         self.changed()
-        self._publish()
 
     def _publish(self) -> None:
         """Let the listener know what happened at the gates. What it raises goes to the loop's handler."""
@@ -171,6 +171,8 @@ class Turns:
         """Tell whom it concerns after the engine was asked for something, and arm the timer."""
         if self.engine.moved:
             self._tell()
+        if self.engine.news:
+            self._publish()
         self._arm()
 
     # --- waking -------------------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""What a call asks for: its arguments, checked, and what it is charged if it names no cost."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from scheduler.core.account import Account, Shape, shape_of
+from scheduler.core.policy import Policy, Rung
+from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, instance
+from scheduler.runtime.arguments import (
+    MAX_TENANT,
+    check_priority,
+    check_session,
+    check_tenant,
+    check_timeout,
+)
+from scheduler.runtime.grant import Turn
+from scheduler.runtime.reports import Reports
+
+Quotas = Quota | Mapping[str, Quota] | Callable[[str], Quota]
+
+
+T = TypeVar("T", bound=Turn)
+
+
+class Asking(Reports):
+    """Makes turns of arguments, and estimates what they will use where tokens are limited.
+
+    `metering`: whether anybody's may be; most schedulers count requests only and never ask further.
+    """
+
+    metering = False
+    _unknown = False
+    _gate: str | None
+    _policy: Policy | None
+    _policy_of: Callable[[str], Policy]
+    _max_head_start: float
+    _ladder: Sequence[Rung] = ()
+
+    def _ask(
+        self, kind: type[T], tenant: str, policy: Policy | None, cost: Cost | None, gate: str | None
+    ) -> T:
+        """Check the arguments that every call has, and make the turn that it asks for."""
+        if tenant.__class__ is not str or not 0 < len(tenant) <= MAX_TENANT:
+            check_tenant(tenant)
+        name = self._gate
+        if gate is not None or name is None:
+            if gate is not None and instance("gate", gate, str) in self.engine.gates:
+                name = gate
+            else:
+                raise ValueError(f"gate: must be one of {sorted(self.engine.gates)}, got {gate!r}")
+        if policy is not None:
+            instance("policy", policy, Policy)
+        else:
+            policy = self._policy or self._policy_of(tenant)
+        if policy.ladder and policy.ladder is not self._ladder:
+            self._check_ladder(policy)
+        return kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
+
+    def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
+        """Check the arguments that few calls have."""
+        if session is not None:
+            turn.session, turn.plain = check_session(session), False
+        if timeout is not None:
+            turn.expires, turn.plain = self._now() + check_timeout(timeout), False
+        if priority != 0:
+            turn.head_start, turn.plain = check_priority(priority, self._max_head_start), False
+
+    def _check_ladder(self, policy: Policy) -> None:
+        """Every gate of a ladder must be there, and somebody to take deferred jobs."""
+        gates = self.engine.gates
+        for rung in policy.ladder:
+            name = rung.gate or (None if self._gate == "" else rung.model)
+            if name is not None and name not in gates:
+                raise ValueError(f"ladder: there is no gate {name!r} for {rung!r}, only {sorted(gates)}")
+            if rung.defer is not None and not self.engine.defers:
+                raise ValueError(f"ladder: {rung!r} needs a scheduler with deferred=, which takes such jobs")
+        self._ladder = policy.ladder
+
+    # --- reserving ----------------------------------------------------------------------------------
+
+    def _begin_metering(self, quotas: Quotas) -> None:
+        if isinstance(quotas, Quota):
+            self._unknown = shape_of(quotas).metered
+        elif isinstance(quotas, Mapping):
+            given: list[Any] = list(quotas.values())  # which are checked when they are needed
+            self._unknown = any(shape_of(quota).metered for quota in given if isinstance(quota, Quota))
+        else:
+            self._unknown = True  # nobody knows before the tenant is seen
+        self.metering = self._unknown or any(gate.shape.metered for gate in self.engine.gates.values())
+
+    def _is_metered(self, turn: Turn) -> bool:
+        """Whether the job's tenant, or its gate, limits tokens."""
+        if self.engine.gates[turn.gate].shape.metered:
+            return True
+        known = self.engine.tenants.get(turn.tenant)
+        return self._unknown if known is None else known.shape.metered
+
+    def reserve(self, turn: Turn, prompt: Any) -> Awaitable[None] | None:
+        """Fix what a job is charged, by an estimate; what to await if counting its input takes a while."""
+        if not self._is_metered(turn):
+            return None
+        counted = self.estimates.count(prompt)
+        if inspect.isawaitable(counted):
+            return self._reserve_later(turn, counted)
+        self._reserve(turn, counted)
+        return None
+
+    async def _reserve_later(self, turn: Turn, counted: Awaitable[int]) -> None:
+        self._reserve(turn, await counted)
+
+    def _reserve(self, turn: Turn, counted: int) -> None:
+        cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
+        accounts: list[Account | None] = [
+            self.engine.gates[turn.gate],
+            self.engine.tenants.get(turn.tenant),
+        ]
+        for account in accounts:
+            if account is not None:
+                cost = fitted(cost, counted, account.shape)
+        turn.cost, turn.counted = cost, counted
+        turn.plain = turn.plain and cost is ONE
+
+
+def fitted(cost: Cost, counted: int, shape: Shape) -> Cost:
+    """An estimate that was learned must not refuse a job for ever: only what was counted may be too large."""
+    most = {
+        DIMENSIONS[index]: scale.capacity // scale.unit
+        for index, scale in zip(shape.limits, shape.scales, strict=True)
+    }
+    return Cost(
+        cost.requests,
+        min(cost.input_tokens, max(counted, most.get("input_tokens", cost.input_tokens))),
+        min(cost.output_tokens, most.get("output_tokens", cost.output_tokens)),
+    )
