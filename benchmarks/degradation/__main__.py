@@ -16,7 +16,7 @@ from benchmarks.degradation.account import Offer
 from benchmarks.degradation.chart import COLOURS, chart
 from benchmarks.degradation.figures import figures
 from benchmarks.degradation.report import Loads, document, replaced, terminal
-from benchmarks.degradation.rows import ROWS
+from benchmarks.degradation.rows import ROWS, on_the_real_clock
 from benchmarks.degradation.trace import NOISY, TENANTS, Trace, read, synthetic
 from benchmarks.measure import NS
 
@@ -96,12 +96,14 @@ def measured(trace: Trace, offer: Offer, seed: int) -> dict[str, Any]:
 def measured_twice(trace: Trace, offer: Offer, seed: int) -> dict[str, Any]:
     """Every row at one load, in virtual and in real time. What a tenant has alone is virtual in both."""
     print(f"real time: {trace.length / NS:.0f} s, and the backlog", file=sys.stderr)
-    real = play.really(ROWS.values(), trace, offer, TENANTS, seed)
+    kinds = on_the_real_clock()
+    real = play.really(kinds.values(), trace, offer, TENANTS, seed)
     rows = {}
-    for (name, kind), journal in zip(ROWS.items(), real, strict=True):
-        alone = play.alone(kind, trace, offer, TENANTS, seed)
-        virtual = play.virtually(kind, trace, offer, TENANTS, seed)
-        rows[name] = figures(virtual, alone, trace, offer)
+    for (name, kind), journal in zip(kinds.items(), real, strict=True):
+        alone = play.alone(kind, trace, offer, TENANTS, seed) if name in ROWS else []
+        if name in ROWS:
+            virtual = play.virtually(kind, trace, offer, TENANTS, seed)
+            rows[name] = figures(virtual, alone, trace, offer)
         rows[f"{name}, real clock"] = figures(journal, alone, trace, offer)
     return rows
 

@@ -12,7 +12,7 @@ from benchmarks.measure import Row
 COLOURS = ("#9ecae1", "#4292c6", "#08519c", "#d94801")
 """From the lightest load to the heaviest."""
 
-LEFT, TOP, PANEL, GAP, LANE = 190, 74, 200, 34, 9
+LEFT, TOP, PANEL, GAP, LANE = 212, 74, 170, 46, 9
 FONT = 'font-size="12" font-family="system-ui, sans-serif"'
 INK, GRID = "#24292f", "#d8dee4"
 
@@ -35,10 +35,10 @@ class Panel:
 
 
 PANELS = (
-    Panel("quiet_in_time", "quiet prompts answered in 60 s, %", (0, 25, 50, 75, 100)),
-    Panel("quiet_ratio", "quiet p99, submit to reply ÷ alone", (1, 2, 5, 10, 20, 50), logarithmic=True),
-    Panel("answered", "all prompts answered, %", (0, 25, 50, 75, 100)),
-    Panel("wasted_percent", "upstream calls wasted, %", (0, 25, 50, 75, 100)),
+    Panel("quiet_in_time", "quiet: answered in 60 s, %", (0, 25, 50, 75, 100)),
+    Panel("quiet_ratio", "quiet: p99 ÷ p99 alone", (1, 2, 5, 10, 20, 50), logarithmic=True),
+    Panel("answered", "everybody: answered, %", (0, 25, 50, 75, 100)),
+    Panel("wasted_percent", "calls wasted, %", (0, 25, 50, 75, 100)),
 )
 
 

@@ -68,12 +68,12 @@ def against_alone(journal: Journal, alone: Sequence[Journal], trace: Trace) -> R
     """The quiet tenants' p99 from submit to reply, over the one that they have without anybody else.
 
     Of all of them together, of the tenant in the middle, and of the one that is worst off; only tenants with
-    answers in both count.
+    answers in both count. Without `alone` there is nothing to hold against.
     """
     pairs = []
     together: list[int] = []
     by_itself: list[int] = []
-    for tenant, own in zip(trace.quiet, alone, strict=True):
+    for tenant, own in zip(trace.quiet, alone, strict=False):
         here, there = totals(of_tenants(journal, {tenant})), totals(own.fates.values())
         if here and there:
             together += here
@@ -102,6 +102,20 @@ def fairness_of(journal: Journal, offer: Offer, least: int) -> Row:
     }
 
 
+def foresight(journal: Journal) -> Row:
+    """How many times as long as they were told to expect callers waited, of those told at least a second."""
+    ratios = [
+        fate.wait / NS / fate.promised
+        for fate in journal.having(Outcome.ANSWERED)
+        if fate.wait is not None and fate.promised is not None and fate.promised >= 1
+    ]
+    return {
+        "told_p10": percentile(ratios, 0.1),
+        "told_p50": percentile(ratios, 0.5),
+        "told_p90": percentile(ratios, 0.9),
+    }
+
+
 def figures(journal: Journal, alone: Sequence[Journal], trace: Trace, offer: Offer) -> Row:
     """Everything that is reported of one row at one load."""
     quiet, noisy = of_tenants(journal, trace.quiet), of_tenants(journal, trace.noisy)
@@ -115,6 +129,7 @@ def figures(journal: Journal, alone: Sequence[Journal], trace: Trace, offer: Off
     row["use"] = whole_use(journal, offer, trace.length)
     row["use_waiting"] = waiting_use(journal, offer, warm)
     row |= fairness_of(journal, offer, warm)
+    row |= foresight(journal)
     row |= against_alone(journal, alone, trace)
     row["end_s"] = max(fate.ended or 0 for fate in journal.fates.values()) / NS
     return row

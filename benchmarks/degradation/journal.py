@@ -35,6 +35,8 @@ class Fate:
     admitted: int = 0
     estimate: int | None = None
     """Output tokens that the row expected of it, if it did."""
+    promised: float | None = None
+    """Seconds until its start that its caller was told to expect, if it was told."""
 
     @property
     def wait(self) -> int | None:

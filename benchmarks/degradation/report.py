@@ -27,11 +27,12 @@ COLUMNS = (
     ("Jain", ("jain",), ".3f"),
     ("quiet p99 ÷ alone", ("quiet_ratio",), ".2f"),
     ("worst tenant", ("quiet_ratio_worst",), ".2f"),
+    ("wait ÷ told p10 / p50 / p90", ("told_p10", "told_p50", "told_p90"), ".1f"),
 )
 
 
 def cell(row: Row, keys: tuple[str, ...], form: str) -> str:
-    """One or two figures as text."""
+    """One or several figures as text."""
     values = [row.get(key) for key in keys]
     return " / ".join("–" if value is None else f"{value:{form}}" for value in values)
 

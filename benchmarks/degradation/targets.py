@@ -24,9 +24,11 @@ class Bound:
     least: bool = True
 
     def state(self, value: float | None) -> str:
-        """Whether a value reaches the goal, the floor (PASS), or neither (MISS)."""
+        """Whether a value reaches the goal, the floor (PASS), or neither (MISS); None says nothing."""
+        if value is None:
+            return "not measured"
         for word, bound in (("goal", self.goal), ("PASS", self.floor)):
-            if value is not None and (value >= bound if self.least else value <= bound):
+            if value >= bound if self.least else value <= bound:
                 return word
         return "MISS"
 

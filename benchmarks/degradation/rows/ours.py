@@ -69,13 +69,15 @@ class Waitline(Row):
         await self.scheduler.__aexit__(kind, error, trace)
 
     async def serve(self, prompt: Prompt) -> None:
-        """Submit it at its expected cost."""
+        """Submit it at its expected cost, and note when it is expected to start."""
         expected = self._guess.of(prompt.tenant)
-        self.journal.fates[prompt.number].estimate = expected
+        fate = self.journal.fates[prompt.number]
+        fate.estimate = expected
         self._prompts[str(prompt.number)] = prompt
         cost = Cost(1, prompt.guessed_input, expected)
         timeout = self.setting.deadline_s if self.bounded else None
         try:
+            fate.promised = (await self.scheduler.quote(prompt.tenant, cost=cost)).expected
             await self.scheduler.submit(prompt.tenant, str(prompt.number), cost=cost, timeout=timeout)
         except DeadlineExceeded:
             raise TooLate from None
