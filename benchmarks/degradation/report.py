@@ -19,6 +19,7 @@ COLUMNS = (
     ("of noisy", ("noisy_in_time",), ".1f"),
     ("429s", ("limited",), ",.0f"),
     ("after warm-up", ("limited_steady",), ",.0f"),
+    ("529s", ("overloaded",), ",.0f"),
     ("wasted calls, %", ("wasted_percent",), ".1f"),
     ("use, %", ("use",), ".1f"),
     ("while work waits", ("use_waiting",), ".1f"),
@@ -38,12 +39,13 @@ def cell(row: Row, keys: tuple[str, ...], form: str) -> str:
 
 
 def table(rows: dict[str, Row]) -> Table:
-    """One line per row of the comparison."""
-    head = ["", *(heading for heading, _, _ in COLUMNS)]
-    return [
-        head,
-        *([name, *(cell(row, keys, form) for _, keys, form in COLUMNS)] for name, row in rows.items()),
-    ]
+    """One line per row of the comparison. Overload is shown where there was any."""
+    overloaded = any(row.get("overloaded") for row in rows.values())
+    columns = [column for column in COLUMNS if overloaded or column[1] != ("overloaded",)]
+    found = [["", *(heading for heading, _, _ in columns)]]
+    for name, row in rows.items():
+        found.append([name, *(cell(row, keys, form) for _, keys, form in columns)])
+    return found
 
 
 def title(load: str, facts: dict[str, Any]) -> str:

@@ -11,13 +11,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks.degradation.__main__ import main
+from benchmarks.degradation.__main__ import PAGE, RESULTS, main
 from benchmarks.degradation.account import Offer
 from benchmarks.degradation.chart import chart
 from benchmarks.degradation.fairness import Shares, jain
 from benchmarks.degradation.figures import figures
 from benchmarks.degradation.journal import Journal, Outcome
 from benchmarks.degradation.play import alone, virtually
+from benchmarks.degradation.report import document, replaced
 from benchmarks.degradation.rows import ROWS
 from benchmarks.degradation.rows.base import Guess
 from benchmarks.degradation.trace import TENANTS, Prompt, Trace, read, synthetic
@@ -241,3 +242,20 @@ def test_the_program_runs_and_tells_every_row() -> None:
 def test_a_burst_that_no_prompt_fits_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--quick", "--burst", "0.1"]) == 2
     assert "--burst" in capsys.readouterr().err
+
+
+def test_a_part_of_the_page_is_exchanged_and_the_rest_is_kept() -> None:
+    page = "a\n<!-- degradation: begin x -->\nold\n<!-- degradation: end x -->\nb"
+    assert replaced(page, "x", "new").split() == [
+        *["a", "<!--", "degradation:", "begin", "x", "-->", "new"],
+        *["<!--", "degradation:", "end", "x", "-->", "b"],
+    ]
+    with pytest.raises(ValueError, match="markers"):
+        replaced(page, "y", "new")
+
+
+@pytest.mark.parametrize("part", ["synthetic", "file", "real clock"])
+def test_the_page_shows_the_figures_that_are_kept(part: str) -> None:
+    kept = json.loads(RESULTS.read_text())[part]
+    page = PAGE.read_text()
+    assert replaced(page, part, document(kept["loads"], kept["facts"])) == page
