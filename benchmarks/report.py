@@ -7,13 +7,11 @@ from typing import Any
 
 from benchmarks.cases import CASES, Case, Column
 from benchmarks.plan import Result, Results
+from benchmarks.tables import Table, markdown, plain
 from benchmarks.targets import Target, Verdict
 
 BEGIN = "<!-- benchmarks: begin (written by `make bench`) -->"
 END = "<!-- benchmarks: end -->"
-
-Table = list[list[str]]
-"""Rows of cells; the first row is the heading."""
 
 
 def bound(target: Target, value: float | None) -> str:
@@ -75,21 +73,6 @@ def answer(case: Case, result: Result) -> str:
     if result.error or not result.rows:
         return "failed"
     return f"{'yes' if result.figure(right) else 'no'} ({cell(result, figure)})"
-
-
-def plain(table: Table) -> str:
-    """A table for the terminal."""
-    # What a subject cannot do is told in its own words, which need not fit a column.
-    rows = [row for row in table if not (len(row) > 2 and row[1] and not any(row[2:]))]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(table[0]))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
-
-
-def markdown(table: Table) -> str:
-    """A table for the documentation."""
-    head, *rows = ([text.replace("|", "\\|") for text in row] for row in table)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def sections(results: Results) -> list[tuple[str, str, Table]]:
