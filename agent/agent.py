@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -219,7 +220,7 @@ class Agent:
         finally:
             if run.unpaid is not None:
                 job.settle(run.unpaid)
-        return run.reply
+        return replace(run.reply, receipt=replace(job.receipt, usage=run.reply.usage))
 
     async def _deltas_of(self, run: Run, job: Job) -> AsyncGenerator[str, None]:
         if job.session is None:

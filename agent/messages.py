@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from scheduler import Usage
+from scheduler import Receipt, Usage
 from scheduler.stores.results import register
 from scheduler.upstreams.claude import Message as ClaudeMessage
 
@@ -38,7 +38,8 @@ class Reply:
     """An answer. `run`, `stream` and jobs give the last one of a run, after-hooks get each one.
 
     `text` is its text, `message` all of it as the SDK's `Message`. `usage` is the whole run's for a caller,
-    and that one message's for a hook. `turns` counts the run's messages up to this one.
+    and that one message's for a hook. `turns` counts the run's messages up to this one. `receipt` says how
+    the job was served that asked for it, None for a run that did not come through a scheduler.
     """
 
     text: str = field(repr=False)
@@ -47,6 +48,7 @@ class Reply:
     model: str
     session_id: str | None
     turns: int
+    receipt: Receipt | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values, for a store of results."""
@@ -58,13 +60,16 @@ class Reply:
             "model": self.model,
             "session_id": self.session_id,
             "turns": self.turns,
+            "receipt": None if self.receipt is None else self.receipt.to_json(),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The reply that `to_json` wrote. Fields of a newer SDK are kept, and missing ones are left out."""
         message = ClaudeMessage.construct(**value["message"])
-        return cls(**{**value, "message": message, "usage": Usage(*value["usage"])})
+        told = value.get("receipt")
+        receipt = None if told is None else Receipt.from_json(told)
+        return cls(**{**value, "message": message, "usage": Usage(*value["usage"]), "receipt": receipt})
 
 
 register("agent.Reply", Reply)

@@ -98,7 +98,7 @@ class Run:
         return Message(
             tenant=self.tenant,
             prompt=content,
-            model=self.setup.model,
+            model=self.setup.model if self.job is None else self.job.model or self.setup.model,
             turn=turn,
             session_id=None if session is None else session.id,
             job_id=None if self.job is None else self.job.id,
@@ -108,6 +108,8 @@ class Run:
 
     def _request(self, message: Message, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
         request = {**self.setup.parameters, "messages": [*history, *self.kept]}
+        if self.job is not None:
+            degrade(request, self.job)
         if message.user is not None:
             request["metadata"] = {"user_id": message.user}
         if self.setup.headers is not None:
@@ -155,6 +157,14 @@ class Run:
             await grants.ask(self.setup.hooks.tool, call)
             self.acted, grants.usage = True, None
             return await tool.answer(block.id, block.input)
+
+
+def degrade(request: dict[str, Any], job: Job) -> None:
+    """Change a request as the rungs say that its job has taken."""
+    if job.model is not None:
+        request["model"] = job.model
+    if job.max_tokens is not None:
+        request["max_tokens"] = min(request["max_tokens"], job.max_tokens)
 
 
 def _hear(covers: Sequence[Grant | Job], signal: Signal) -> None:

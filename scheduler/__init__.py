@@ -17,7 +17,7 @@ from scheduler.runtime.estimates import Estimates
 from scheduler.runtime.grant import Grant
 from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.scheduler import Scheduler
-from scheduler.runtime.values import GateStatistics, Quote, Statistics
+from scheduler.runtime.values import GateStatistics, Quote, Receipt, Statistics
 
 __all__ = [
     "Answer",
@@ -36,6 +36,7 @@ __all__ = [
     "QuotaExceeded",
     "Quote",
     "Rate",
+    "Receipt",
     "Retry",
     "Rung",
     "Scheduler",

@@ -57,7 +57,8 @@ class Asking(Reports):
             policy = self._policy or self._policy_of(tenant)
         if policy.ladder and policy.ladder is not self._ladder:
             self._check_ladder(policy)
-        return kind(self, tenant, name, policy, ONE if cost is None else instance("cost", cost, Cost))
+        charged = ONE if cost is None else instance("cost", cost, Cost)
+        return kind(self, tenant, name, policy, charged)  # type: ignore[arg-type] # it is the Scheduler
 
     def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
         """Check the arguments that few calls have."""

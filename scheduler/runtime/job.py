@@ -11,6 +11,7 @@ from scheduler.core.entry import WAITING
 from scheduler.core.policy import Cause
 from scheduler.core.quota import NS, Usage, instance
 from scheduler.runtime.grant import Turn, is_cancelled
+from scheduler.runtime.values import Receipt
 
 Prompt = str | list[dict[str, Any]]
 """A text, or a list of Messages-API content."""
@@ -20,7 +21,8 @@ class Job(Turn):
     """One submitted prompt, as its handler sees it.
 
     `prompt` is what was submitted, `tenant` who pays, `session` the conversation it belongs to or None,
-    `cost` what was charged for it at the grant, `gate` the name of the gate it passes.
+    `cost` what was charged for it at the grant, `gate` the name of the gate it passes. `model` and
+    `max_tokens` are what a rung of its ladder says instead of the usual, or None.
     """
 
     __slots__ = ("prompt", "timeout")
@@ -46,6 +48,21 @@ class Job(Turn):
     def deadline(self) -> float | None:
         """When its result is no longer wanted, in seconds of the scheduler's clock."""
         return None if self.expires is None else self.expires / NS
+
+    @property
+    def receipt(self) -> Receipt:
+        """How it is served: which rung of its ladder, if any, after what wait, at what cost."""
+        return Receipt(
+            rung=self.rung - 1 if self.rung and not self.policy.dark else None,
+            predicted=self.predicted / NS if self.rung and not self.policy.dark else None,
+            model=self.model,
+            max_tokens=self.max_tokens,
+            deferred=self.deferred,
+            waited=self.waited,
+            gate=self.gate,
+            cost=self.cost,
+            usage=self.usage,
+        )
 
     def settle(self, usage: Usage) -> None:
         """Say what the call really used; it replaces the estimate when the handler ends."""
@@ -120,6 +137,11 @@ class Ticket:
             error = self._outcome.exception()
             return "done" if error is None else "cancelled" if is_cancelled(error) else "failed"
         return "waiting" if self.job.state is WAITING else "running"
+
+    @property
+    def receipt(self) -> Receipt:
+        """How the job is, or was, served: which rung of its ladder, after what wait, at what cost."""
+        return self.job.receipt
 
     @property
     def wait(self) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from scheduler.core.policy import Reason
+from scheduler.core.quota import Cost, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,38 @@ class Quote:
     wait: float
     expected: float
     binds: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How a job was served.
+
+    `rung`: which rung of its ladder, counted from 0, None for none; `predicted`: the wait in seconds that was
+    predicted when it was taken, and the reason for it. `model`, `max_tokens`, `deferred`: what differed from
+    the usual; None and False for nothing. `waited`: seconds from submit to the start, `gate`: where it
+    passed, `cost`: what was charged there, `usage`: what the model really used, None while that is not known.
+    """
+
+    rung: int | None
+    predicted: float | None
+    model: str | None
+    max_tokens: int | None
+    deferred: bool
+    waited: float
+    gate: str
+    cost: Cost
+    usage: Usage | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Receipt:
+        """The receipt that `to_json` wrote."""
+        usage = value["usage"]
+        amounts = {"cost": Cost(**value["cost"]), "usage": None if usage is None else Usage(**usage)}
+        return cls(**{**value, **amounts})
 
 
 @dataclass(frozen=True, slots=True)
