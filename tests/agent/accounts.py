@@ -16,7 +16,7 @@ from scheduler import Scheduler
 from scheduler.testing import Limits
 from scheduler.testing.claude.limits import Limiter
 from scheduler.testing.virtual import VirtualClock
-from tests.agent.claudes import events, make_agent
+from tests.agent.claudes import MODEL, events, make_agent
 
 NS = 1_000_000_000
 
@@ -98,11 +98,13 @@ def envelope(status: int, code: str | None) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def behind(account: Account, **options: Any) -> AsyncIterator[tuple[Agent, Scheduler]]:
+async def behind(
+    account: Account, model: str = MODEL, **options: Any
+) -> AsyncIterator[tuple[Agent, Scheduler]]:
     """An agent on the account, and a scheduler that runs it in virtual time."""
     async with httpx2.AsyncClient(transport=account) as http:
         client = AsyncAnthropic(api_key="sk-test", base_url="http://claude.test", http_client=http)
-        agent = make_agent(client, draw=random.Random(7).random)
+        agent = make_agent(client, draw=random.Random(7).random, model=model)
         # The SDK finds this out in a thread, before its first request; virtual time knows no threads.
         agent._setup.client._platform = "Linux"
         async with Scheduler(agent.handle, clock=VirtualClock(), **options) as scheduler:
