@@ -18,6 +18,9 @@ from scheduler.upstreams.claude import Message as ClaudeMessage
 
 ONE_REQUEST = Usage(1, 0, 0)
 
+GROWTH = 64
+"""Output tokens between two looks at whether there are more than were reserved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -73,9 +76,13 @@ class Run:
                 for turn_held in covers:
                     turn_held.ensure_open()
                 call = Call(setup.client, self._request(message, history), partial(_hear, covers))
+                told = 0
                 try:
                     async with call:
                         async for text in call:
+                            if call.produced >= told + GROWTH:
+                                told = call.produced
+                                self._grow(covers, told)
                             yield text
                 except UpstreamError as error:
                     self.failure = error
@@ -92,6 +99,12 @@ class Run:
             if turn < setup.max_turns:
                 content = [await self._use(block, turn) for block in wanted]
         raise TooManyTurns(self.tenant, setup.max_turns)
+
+    def _grow(self, covers: Sequence[Grant | Job], produced: int) -> None:
+        """Let those who pay know of output as it comes; a job pays for that of earlier messages too."""
+        before = 0 if self.unpaid is None else self.unpaid.output_tokens
+        for turn in covers:
+            turn.grow(produced + before if turn is self.job else produced)
 
     def _message(self, content: Prompt, turn: int) -> Message:
         session = self.session

@@ -67,6 +67,7 @@ class Journal:
         self.fates: dict[int, Fate] = {}
         self.refusals: list[Refused] = []
         self.admissions: list[tuple[int, Prompt]] = []
+        self.aside: list[tuple[int, Prompt]] = []
         self.waits: list[tuple[int, int]] = []
         """When at least one prompt waited: was asked for, and was neither over nor in a call."""
         self._waiting: set[int] = set()
@@ -79,13 +80,13 @@ class Journal:
         self.fates[prompt.number] = Fate(prompt, self._now())
         self._wait(prompt)
 
-    def begun(self, prompt: Prompt) -> None:
-        """The upstream lets a call in."""
+    def begun(self, prompt: Prompt, aside: bool = False) -> None:
+        """The upstream lets a call in; `aside`: of another model class, whose limits are its own."""
         fate = self.fates[prompt.number]
         fate.begun = self._now()
         fate.calls += 1
         fate.admitted += 1
-        self.admissions.append((fate.begun, prompt))
+        (self.aside if aside else self.admissions).append((fate.begun, prompt))
         self._go_on(prompt)
 
     def refused(self, prompt: Prompt, status: int, limit: str | None = None) -> None:

@@ -63,6 +63,23 @@ class Settling(Changes):
                 entry.shared.closed_until = now  # it has not tried: the next one may
             self._end(entry, ENDED, now)
 
+    def grow(self, now: int, entry: Entry, output_tokens: int) -> None:
+        """Charge a running call for output beyond its estimate while it comes: what is settled is the same.
+
+        Long answers are under way for longer than short ones, so what they have above their estimates is
+        most of what the buckets would not know of.
+        """
+        if entry.state is not RUNNING or entry.deferred or output_tokens <= entry.cost.output_tokens:
+            return
+        if not entry.owner.shape.metered and not entry.shared.shape.metered:
+            return
+        self._advance(now)
+        before = entry.cost
+        usage = Usage(before.requests, before.input_tokens, output_tokens)
+        self._correct(entry, usage, now)
+        entry.cost = Cost(usage.requests, usage.input_tokens, usage.output_tokens)
+        self._flush(now, now)
+
     def retry(self, now: int, entry: Entry, not_before: int, refused: bool) -> Refusal | None:
         """Put a running job back in its line, by its key, once `not_before` has come.
 

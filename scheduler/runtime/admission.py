@@ -36,6 +36,9 @@ class StoredGrant(Grant):
     def hear(self, signal: Signal) -> None:
         """Nothing: a store has no shared gates yet."""
 
+    def grow(self, output_tokens: int) -> None:
+        """Nothing: all of it is charged when it is settled."""
+
     def ensure_open(self) -> None:
         """Nothing: a store has no shared gates yet."""
 

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from scheduler.core.quota import Cost, Usage, whole
+from scheduler.core.quota import Cost, Usage, positive, whole
 from scheduler.errors import UpstreamError
 
 BYTES_PER_TOKEN = 4
@@ -59,16 +59,24 @@ class Estimates:
     `count`: how many input tokens a prompt has, a function or a coroutine function (`Agent.count` asks the
     API); by default a cheap count, which also stands in if it raises `UpstreamError`. What the real input has
     beyond the count (a system prompt, tools, a history) is learned. `output_tokens`: what is assumed before
-    anything is learned. `memory`: most pairs of tenant and gate that are remembered.
+    anything is learned. `margin`: how many times the learned mean is reserved, since answers that are longer
+    than the mean are under way for longer too; what was not used comes back. `memory`: most pairs of tenant
+    and gate that are remembered.
     """
 
     def __init__(
-        self, count: Count = count_cheaply, *, output_tokens: int = 256, memory: int = 10_000
+        self,
+        count: Count = count_cheaply,
+        *,
+        output_tokens: int = 256,
+        margin: float = 1.5,
+        memory: int = 10_000,
     ) -> None:
         if not callable(count):
             raise TypeError(f"count: must be a callable, got {count!r}")
         self._count = count
         self._first = (0.0, float(whole("output_tokens", output_tokens, 1)))
+        self._margin = float(positive("margin", margin))
         self._memory = whole("memory", memory, 1)
         self._gates: dict[str, tuple[float, float]] = {}
         self._known: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
@@ -86,7 +94,11 @@ class Estimates:
 
     def estimate(self, tenant: str, gate: str, counted: int) -> Cost:
         """What a job of so many counted input tokens will probably use."""
-        surplus, output = self._known.get((tenant, gate)) or self._gates.get(gate) or self._first
+        learned = self._known.get((tenant, gate)) or self._gates.get(gate)
+        if learned is None:
+            surplus, output = self._first
+        else:
+            surplus, output = learned[0], learned[1] * self._margin
         return Cost(1, max(1, counted + round(surplus)), max(1, round(output)))
 
     def learn(self, tenant: str, gate: str, counted: int, usage: Usage) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from scheduler.core.entry import NEW, Entry
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, ONE, Cost, Usage, instance
+from scheduler.core.quota import NS, ONE, Cost, Usage, instance, whole
 from scheduler.core.signals import Signal
 from scheduler.errors import SchedulerClosed
 
@@ -72,6 +72,10 @@ class Turn(Entry):
         """Tell the gate how the upstream took this turn's call; a turn that is over tells nothing."""
         instance("signal", signal, Signal)
         self.scheduler.hear(self, signal)
+
+    def grow(self, output_tokens: int) -> None:
+        """Say how many output tokens there are already: more than were reserved are charged at once."""
+        self.scheduler.grow(self, whole("output_tokens", output_tokens, 0))
 
     def ensure_open(self) -> None:
         """Raise `ErrRateLimited` if the gate was closed since the grant: the call must not begin."""

@@ -148,6 +148,12 @@ class Turns:
             self.engine.hear(self._now(), turn, signal)
             self.changed()
 
+    def grow(self, turn: Turn, output_tokens: int) -> None:
+        """Charge a turn whose output goes beyond its estimate."""
+        if output_tokens > turn.cost.output_tokens:
+            self.engine.grow(self._now(), turn, output_tokens)
+            self.changed()
+
     def resume(self, gate: str | None = None) -> None:
         """Let calls pass a gate again that is paused or closed, since whoever asks knows that they may.
 

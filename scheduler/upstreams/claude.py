@@ -122,8 +122,13 @@ class Call:
         """
         if self._known is None or self._complete:
             return self._known
-        produced = max(self._known.output_tokens, math.ceil(self._produced / BYTES_PER_TOKEN))
+        produced = max(self._known.output_tokens, self.produced)
         return Usage(self._known.requests, self._known.input_tokens, produced)
+
+    @property
+    def produced(self) -> int:
+        """About how many output tokens have come so far: one for every four bytes."""
+        return math.ceil(self._produced / BYTES_PER_TOKEN)
 
     @property
     def message(self) -> Message:

@@ -79,6 +79,9 @@ class CountedGrant(Grant):
     def hear(self, signal: Signal) -> None:
         self.heard.append(signal)
 
+    def grow(self, output_tokens: int) -> None:
+        """There is no estimate."""
+
     def ensure_open(self) -> None:
         """There is no gate."""
 

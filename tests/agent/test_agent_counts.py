@@ -32,7 +32,7 @@ async def test_a_scheduler_reserves_what_the_api_counts() -> None:
             await scheduler.submit("acme", "hello " * 100)
             levels = (await scheduler.statistics()).gates[""].levels
         assert costs[0].input_tokens == costs[1].input_tokens == reply.usage.input_tokens == 157
-        assert costs[1].output_tokens == reply.usage.output_tokens
+        assert costs[1].output_tokens == 1.5 * reply.usage.output_tokens
         assert 100_000 - 314 <= levels["input_tokens"] <= 100_000
 
 

@@ -17,7 +17,7 @@ from benchmarks.degradation.chart import chart
 from benchmarks.degradation.fairness import Shares, jain
 from benchmarks.degradation.figures import figures
 from benchmarks.degradation.journal import Journal, Outcome
-from benchmarks.degradation.play import alone, virtually
+from benchmarks.degradation.play import DEADLINE_S, alone, virtually
 from benchmarks.degradation.report import document, replaced
 from benchmarks.degradation.rows import ROWS
 from benchmarks.degradation.rows.base import Guess
@@ -64,7 +64,9 @@ def test_every_prompt_ends_exactly_once(name: str, load: float) -> None:
             assert fate.begun is not None
             assert fate.ended is not None
             took = fate.prompt.first + fate.prompt.per_token * fate.prompt.output_tokens
-            assert fate.ended - fate.begun == pytest.approx(took, abs=1000)
+            shorter = fate.prompt.first + fate.prompt.per_token * 256
+            bounds = (took,) if "ladder" not in name else (took, shorter)
+            assert any(fate.ended - fate.begun == pytest.approx(bound, abs=1000) for bound in bounds)
             assert fate.submitted == pytest.approx(fate.prompt.arrival, abs=1000)
 
 
@@ -73,7 +75,8 @@ def test_every_prompt_ends_exactly_once(name: str, load: float) -> None:
 def test_every_call_is_let_in_or_refused(name: str, load: float) -> None:
     journal = played(name, load)
     calls = sum(fate.calls for fate in journal.fates.values())
-    assert calls == len(journal.admissions) + len(journal.refusals)
+    assert calls == len(journal.admissions) + len(journal.aside) + len(journal.refusals)
+    assert not journal.aside or "ladder" in name
     assert all(fate.calls <= 3 or "waitline" in name for fate in journal.fates.values())
 
 
@@ -127,6 +130,17 @@ def test_waitline_with_a_reserve_meets_its_floors_at_full_load(seed: int) -> Non
     assert (row["use_waiting"] or 0) >= 97
     assert (row["jain"] or 0) >= 0.98
     assert (row["quiet_ratio"] or 9) <= 1.2
+
+
+def test_the_ladder_answers_more_in_time_than_any_other_row_under_three_times_the_load() -> None:
+    def in_time(name: str) -> int:
+        fates = played(name, 3.0).having(Outcome.ANSWERED)
+        return sum((fate.total or 0) <= DEADLINE_S * NS for fate in fates)
+
+    counts = {name: in_time(name) for name in ROWS}
+    best = counts.pop("waitline, ladder")
+    assert best > max(counts.values())
+    assert played("waitline, ladder", 3.0).refusals == []
 
 
 @every_load

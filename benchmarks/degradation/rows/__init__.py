@@ -3,7 +3,12 @@
 from importlib.util import find_spec
 
 from benchmarks.degradation.rows.base import Refusal, Row, Setting, TooLate
-from benchmarks.degradation.rows.ours import Waitline, WaitlineWithDeadlines, WaitlineWithReserve
+from benchmarks.degradation.rows.ours import (
+    Waitline,
+    WaitlineWithDeadlines,
+    WaitlineWithLadder,
+    WaitlineWithReserve,
+)
 from benchmarks.degradation.rows.queues import Fifo, FifoOfTokens
 from benchmarks.degradation.rows.unscheduled import RejectAtOnce, SdkRetries, SemaphorePerTenant
 
@@ -18,6 +23,7 @@ ROWS: dict[str, type[Row]] = {
         Waitline,
         WaitlineWithReserve,
         WaitlineWithDeadlines,
+        WaitlineWithLadder,
     )
 }
 
