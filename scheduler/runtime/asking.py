@@ -106,13 +106,16 @@ class Asking(Reports):
         counted = self.estimates.count(prompt)
         if inspect.isawaitable(counted):
             return self._reserve_later(turn, counted)
-        self._reserve(turn, counted)
+        self.expect(turn, counted)
         return None
 
     async def _reserve_later(self, turn: Turn, counted: Awaitable[int]) -> None:
-        self._reserve(turn, await counted)
+        self.expect(turn, await counted)
 
-    def _reserve(self, turn: Turn, counted: int) -> None:
+    def expect(self, turn: Turn, counted: int) -> None:
+        """Charge a turn an estimate for a prompt of so many tokens, if its tokens are limited."""
+        if not self._is_metered(turn):
+            return
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
         accounts: list[Account | None] = [
             self.engine.gates[turn.gate],

@@ -211,6 +211,8 @@ class Scheduler(Asking):
         """What a job would get if it were submitted now. Leaves no trace."""
         grant = self._ask(Grant, tenant, None, cost, gate)
         self._refine(grant, None, None, priority)
+        if cost is None and self.metering:
+            self.expect(grant, 0)
         now = self._now()
         outlook = self.engine.quote(now, tenant, grant.gate, grant)
         self.changed()
