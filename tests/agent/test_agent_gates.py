@@ -10,12 +10,15 @@ import pytest
 
 from agent import Message
 from scheduler import (
+    Answer,
     ErrRateLimited,
+    Job,
     News,
     Policy,
     Quota,
     Rate,
     Scheduler,
+    Signal,
     Statistics,
     Ticket,
     Upstream,
@@ -25,7 +28,7 @@ from scheduler.core.policy import Reason
 from scheduler.core.signals import What
 from scheduler.testing import Limits
 from scheduler.testing.claude.effects import SpendCap
-from scheduler.testing.virtual import run_virtual
+from scheduler.testing.virtual import VirtualClock, run_virtual
 from tests.agent.accounts import Account, behind
 from tests.agent.claudes import connected, quick
 
@@ -250,6 +253,84 @@ async def test_no_call_begins_once_a_spending_limit_was_heard_of(slots: int) -> 
     assert all(3500 < e.retry_after < 3700 for e in (*refused, late.value, strict.value))
     assert statistics.gates[""].closed
     assert statistics.refused[Reason.SPEND_LIMIT] == 302 - asked
+
+
+def test_who_was_granted_in_the_instant_of_the_close_does_not_begin() -> None:
+    """One call ends and lets the next in, another one brings the bad news before that has begun to run."""
+
+    async def main() -> None:
+        begun: list[Any] = []
+        go = asyncio.Event()
+
+        async def handler(job: Job) -> None:
+            begun.append(job.prompt)
+            await go.wait()
+            if job.prompt == "bad news":
+                job.hear(Signal(Answer.SPEND_LIMIT))
+
+        quotas, gate = Quota(Rate(1, burst=9)), Quota(concurrency=2)
+        async with Scheduler(handler, quotas=quotas, gates=gate, clock=VirtualClock()) as scheduler:
+
+            async def block() -> None:
+                async with scheduler.admit("acme"):
+                    begun.append("block")
+
+            first = asyncio.create_task(scheduler.submit("acme", "first"))
+            bad = asyncio.create_task(scheduler.submit("acme", "bad news"))
+            await asyncio.sleep(0)
+            calls = [asyncio.create_task(scheduler.submit("acme", "late")), asyncio.create_task(block())]
+            tickets = [await scheduler.enqueue("acme", "queued")]
+            await asyncio.sleep(0)
+            go.set()
+            await asyncio.gather(first, bad)
+            results = await asyncio.gather(*calls, tickets[0].result(), return_exceptions=True)
+            assert [getattr(error, "reason", error) for error in results] == ["spend_limit"] * 3
+            assert begun == ["first", "bad news"]
+            levels = (await scheduler.statistics("acme")).levels
+            assert levels == {"requests": 7}
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("kind", ["submit", "enqueue", "admit"])
+def test_whoever_was_granted_a_slot_in_that_instant_gives_it_back(kind: str) -> None:
+    """The same for each way to wait alone in line."""
+
+    async def main() -> None:
+        begun: list[Any] = []
+        go = asyncio.Event()
+
+        async def handler(job: Job) -> None:
+            begun.append(job.prompt)
+            await go.wait()
+            if job.prompt == "bad news":
+                job.hear(Signal(Answer.SPEND_LIMIT))
+
+        async with Scheduler(handler, gates=Quota(concurrency=2), clock=VirtualClock()) as scheduler:
+
+            async def block() -> None:
+                async with scheduler.admit("acme"):
+                    begun.append("block")
+
+            first = asyncio.create_task(scheduler.submit("acme", "first"))
+            bad = asyncio.create_task(scheduler.submit("acme", "bad news"))
+            await asyncio.sleep(0)
+            if kind == "enqueue":
+                waiting: Any = (await scheduler.enqueue("acme", "late")).result()
+            else:
+                waiting = asyncio.create_task(
+                    block() if kind == "admit" else scheduler.submit("acme", "late")
+                )
+            await asyncio.sleep(0)
+            go.set()
+            await asyncio.gather(first, bad)
+            with pytest.raises(ErrRateLimited, match="spend_limit"):
+                await waiting
+            assert begun == ["first", "bad news"]
+            statistics = await scheduler.statistics()
+            assert (statistics.running, statistics.waiting) == (0, 0)
+
+    run_virtual(main())
 
 
 def test_a_spending_limit_is_probed_once_an_hour_until_it_is_lifted() -> None:

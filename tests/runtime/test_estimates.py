@@ -102,6 +102,55 @@ def test_what_was_reserved_gives_way_to_what_was_used(jobs: list[tuple[int, int,
 
 
 @virtual
+async def test_output_beyond_its_estimate_is_charged_while_it_comes() -> None:
+    """By tenant and gate, once; less than the estimate changes nothing before the end."""
+    quota = Quota(output_tokens=Rate(1, burst=10_000))
+    levels: list[tuple[float, float]] = []
+
+    async def handler(job: Job) -> None:
+        for produced in (50, 100, 300, 200, 300, 700):
+            job.grow(produced)
+            engine = job.scheduler.engine
+            levels.append(
+                (
+                    engine.gates[""].levels(0)["output_tokens"],
+                    engine.tenants["acme"].levels(0)["output_tokens"],
+                )
+            )
+        job.settle(Usage(1, 5, 650))
+
+    async with Scheduler(handler, quotas=quota, gates=quota, clock=VirtualClock()) as scheduler:
+        await scheduler.submit("acme", "hello", cost=Cost(1, 0, 100))
+        assert [10_000 - gate for gate, _ in levels] == [100, 100, 300, 300, 300, 700]
+        assert all(gate == tenant for gate, tenant in levels)
+        assert scheduler.engine.gates[""].levels(0)["output_tokens"] == 10_000 - 650
+
+
+@virtual
+async def test_who_waits_hears_of_output_that_was_not_foreseen() -> None:
+    """The next job starts later, and why has a name."""
+    quota = Quota(output_tokens=Rate(100, burst=200))
+
+    async def handler(job: Job) -> float:
+        if job.prompt == "long":
+            await asyncio.sleep(1)
+            job.grow(600)
+            await asyncio.sleep(1)
+            job.settle(Usage(1, 1, 600))
+        return asyncio.get_running_loop().time()
+
+    async with Scheduler(handler, quotas=quota, clock=VirtualClock()) as scheduler:
+        long = await scheduler.enqueue("acme", "long", cost=Cost(1, 0, 200))
+        short = await scheduler.enqueue("acme", "short", cost=Cost(1, 0, 150))
+        assert short.wait == 1.5
+        await asyncio.sleep(1.4)
+        assert short.expected == 5.5
+        assert short.delayed_by == {"usage_above_estimate"}
+        assert await short.result() == 5.5
+        await long.result()
+
+
+@virtual
 async def test_all_or_nothing() -> None:
     """A job that lacks permits of one kind takes none of the others."""
     quota = Quota(Rate(5, burst=5), input_tokens=Rate(10, burst=1000), output_tokens=Rate(1, burst=300))
