@@ -78,19 +78,27 @@ class Engine(Ladder):
         """What `offer` decides, by the general rules."""
         tenant, gate = entry.owner, entry.shared
         never = tenant.shape.never(entry.cost) or gate.shape.never(entry.cost)
-        if never is not None:
-            self._fade(tenant, now)
-            return self._refused(entry, Refusal(Reason.NEVER, 0, never))
+        if never is not None and not entry.policy.ladder:
+            return self._refuse_for_ever(entry, never, now)
         self.sequence += 1
         entry.place_in_order(now, self.sequence)
-        if not self._startable(entry, now) and not self._knock(entry, now):
-            if not entry.policy.ladder or not self._degrade(entry, now):
-                return self._wait(entry, now)
+        if never is not None or not (self._startable(entry, now) or self._knock(entry, now)):
+            if not self._step_aside(entry, now):
+                return self._wait(entry, now) if never is None else self._refuse_for_ever(entry, never, now)
             if entry.deferred:
                 return None
-            tenant, gate = entry.owner, entry.shared
             if not self._startable(entry, now):
                 return self._wait(entry, now)
+        self._start(entry, now)
+        return None
+
+    def _refuse_for_ever(self, entry: Entry, never: tuple[str, int, int], now: int) -> Refusal:
+        self._fade(entry.owner, now)
+        return self._refused(entry, Refusal(Reason.NEVER, 0, never))
+
+    def _start(self, entry: Entry, now: int) -> None:
+        """Grant a job that nothing stands in front of."""
+        tenant, gate = entry.owner, entry.shared
         entry.promised = now
         if entry.session is not None and entry.holder is None:
             self.sessions[tenant.name, entry.session] = []
@@ -103,7 +111,6 @@ class Engine(Ladder):
         if tenant.lines:
             self._place_all(tenant, now)
         self._flush(now, now)
-        return None
 
     def _knock(self, entry: Entry, now: int) -> bool:
         """Let one job through a closed gate once that may be probed. False if the job is not the one."""
@@ -127,8 +134,11 @@ class Engine(Ladder):
         full = entry.holder is None and (0 if known is None else known.length) >= policy.max_queue
         reason = decide(outlook, now, policy.max_wait_ns, full, entry.expires)
         if gate.closed_until is not None:
-            reason = Reason.SPEND_LIMIT
-        elif reason is None and self.waiting >= self.max_waiting:
+            if tenant.placed is None:
+                self._fade(tenant, now)
+            wait = gate.wait_of_refused(gate.opens, now)
+            return self._refused(entry, Refusal(Reason.SPEND_LIMIT, wait))
+        if reason is None and self.waiting >= self.max_waiting:
             reason = Reason.MAX_WAITING
         if reason is not None:
             refusal = refuse(entry, now, run, outlook, reason, self.root)

@@ -223,7 +223,7 @@ class Lines(Register):
 
     def _judge(self, line: Line, now: int) -> None:
         """Refuse who would now wait longer than allowed, by the tenant's own buckets and a pause."""
-        begin = max(now, line.gate.paused_until)
+        begin = max(now, line.gate.opens)
         if line.tightest is None or not line.size or self._surely_in_time(line, begin):
             return
         run = Projection(line.tenant, begin)
@@ -234,7 +234,7 @@ class Lines(Register):
             start = run.time if entry.paid else run.peek(amounts)
             bound, since = entry.policy.max_wait_ns, max(entry.arrival, entry.slot)
             if entry.shared is line.gate and bound is not None and start - since > bound and start > now:
-                if not self._degrade(entry, now):
+                if not entry.policy.ladder or not self._degrade(entry, now):
                     self._drop(entry, Refusal(Reason.MAX_WAIT, start - now), now)
                     continue
                 if entry.state is not WAITING:

@@ -124,7 +124,7 @@ def _gate_start(entry: Entry, now: int, position: int) -> int:
     alone = gate.lines == member
     rivals = gate.crowd + (0 if member else tenant.shape.share)
     latest = now if gate.placed is None else gate.placed[0]
-    begin = max(now, gate.paused_until)
+    begin = max(now, gate.opens)
     for scale, zero, backlog, amount in zip(
         gate.shape.scales, gate.zeros, gate.backlog, gate.shape.amounts(entry.cost), strict=True
     ):

@@ -36,6 +36,7 @@ class Register:
     `moved` the jobs whose state changed and whose callers must be told, in that order, `news` what happened
     at gates and nobody has read yet. `root` holds the scheduler's own slots. `sessions` has, for each session
     with a job in line or running, the jobs behind it, `runs` the lines in which continuations wait.
+    `deferred` counts the jobs that are served elsewhere.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Register:
         self.sequence = 0
         self.stalls = 0
         self.granted = 0
+        self.deferred = 0
 
     def everyone(self) -> list[Entry]:
         """All waiting jobs: in their lines, behind a job of their session, and in backoff."""

@@ -253,7 +253,7 @@ class Schedule(Lines):
 
     def _return(self, entry: Entry, time: int) -> None:
         """A backoff is over: the job goes back to its line, by its key, if it can still fit its quota."""
-        never = entry.owner.shape.never(entry.cost)
+        never = entry.owner.shape.never(entry.cost) or entry.shared.shape.never(entry.cost)
         if never is not None:
             self._drop(entry, Refusal(Reason.NEVER, 0, never), time)
             return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING, WAITING
+from scheduler.core.gate import SPREAD
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, NS, nanoseconds, whole
 from scheduler.errors import (
@@ -43,6 +43,7 @@ class Jobs(Runs):
         self._group: asyncio.TaskGroup | None = None
         self._quiet = asyncio.Event()
         self._starting = False
+        self._counting = 0
         self.done = 0
 
     # --- life ---------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class Jobs(Runs):
     def _busy(self) -> bool:
         """Whether any job waits, is about to resume, or runs."""
         engine = self.engine
-        return bool(engine.waiting or engine.moved or self.resuming or self._runs)
+        return bool(engine.waiting or engine.moved or self.resuming or self._runs or self._counting)
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -169,10 +170,8 @@ class Jobs(Runs):
             if job.tenant == tenant and job.sequence <= last:
                 self.interrupt(job, "cancelled")
 
-    async def perform(self, job: Job, has_turn: bool = False, counting: Awaitable[None] | None = None) -> Any:  # noqa: C901, PLR0912, PLR0915
+    async def perform(self, job: Job, has_turn: bool = False) -> Any:  # noqa: C901, PLR0912, PLR0915
         """Wait for a job's turn, unless it had it while nobody ran here; try it until it ends, and settle."""
-        if counting is not None:
-            await counting
         waited = has_turn or not self.offer(job)
         if waited and not has_turn:
             try:
@@ -243,7 +242,7 @@ class Jobs(Runs):
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
         now = self._now()
         again = now + nanoseconds("after", retry.after)
-        if retry.pause_gate and again > job.shared.paused_until:
+        if retry.pause_gate and again > job.shared.paused_until + SPREAD:  # unless the gate has heard of it
             self.engine.pause(now, job.gate, again)
         kind = str(getattr(retry.__cause__, "kind", type(retry.__cause__ or retry).__name__))
         if not retry.refused and job.attempt >= self._max_attempts:
