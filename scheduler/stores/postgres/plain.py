@@ -1,10 +1,10 @@
-"""Submit, claim and settle, the plain case: what nearly every job asks of the database, in one round trip each.
+"""Submit, claim and settle, the plain case: what nearly every job asks for, in one round trip each.
 
 The database itself judges jobs of one request each, of tenants with one bucket and nothing else, by the
 formula of `scheduler.core.outlook` for one bucket and the back of a line. Where it finds anything else (a
 tenant that it does not know, another quota than the one that is given, a job that its policy would refuse)
-it answers nothing, and `submitting` decides. In the same way it grants jobs, or leaves that to `claiming`, and
-ends those that used what they cost, or leaves that to `settling`.
+it answers nothing, and `submitting` decides. In the same way it grants jobs, or leaves that to `claiming`,
+and ends those that used what they cost, or leaves that to `settling`.
 """
 
 from __future__ import annotations
