@@ -152,8 +152,10 @@ class Worker:
         if room and self._next_due is not None and store.until(self._next_due) == 0:
             self._next_due = None  # what is heard from here on is news
             claimed = await store.claim(self.name, room)
-            for claim in claimed.claims if claimed is not None else ():
-                self._start(claim, group)
+            if claimed is not None:
+                for claim in claimed.claims:
+                    self._start(claim, group)
+                await asyncio.sleep(0)  # their handlers begin before anything else is asked
             if claimed is not None and claimed.more:
                 self._next_due = 0
             else:

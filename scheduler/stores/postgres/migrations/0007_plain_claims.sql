@@ -37,6 +37,7 @@ create function waitline.claim_plain(
 #variable_conflict use_column
 declare
     names text[];
+    latest bigint;
     clock bigint;
     each integer;
     t record;
@@ -70,29 +71,24 @@ declare
     dues bigint[];
     was bigint[];
     ranks integer[];
+    longer text[];
     decided boolean := true;
 begin
     -- Oldest first, and nobody that another one is busy with.
-    names := array(
-        select t.name from waitline.tenant as t where t.due <= about order by t.due limit tenants for update skip locked
-    );
-    if cardinality(names) = 0 then
+    select array_agg(t.name), max(t.as_of)
+    into names, latest
+    from (
+        select name, as_of from waitline.tenant where due <= about order by due limit tenants for update skip locked
+    ) as t;
+    if names is null then
         return;
     end if;
     -- Statements of their own from here on, so that they see what was committed while the locks were waited for.
-    clock := waitline.now_ns();
-    select greatest(clock, max(as_of)) into clock from waitline.tenant where name = any(names);
+    clock := greatest(waitline.now_ns(), latest);
     each := least(longest, (slots + cardinality(names) - 1) / cardinality(names) + 1);
-    <<judged>>
     for t in
         select
-            x.name, x.shape, x.zeros[1] as zero, x.running, x.waiting, x.as_of, x.due, line.*,
-            -- Who belongs to the line and was not loaded: behind the others, or outside.
-            line.loaded < x.waiting and (
-                (select true from waitline.job as j where j.tenant = x.name and j.place is null and j.returns is not null limit 1)
-                or (select true from waitline.job as j where j.tenant = x.name and j.home is not null and j.state = 0 limit 1)
-                or (select true from waitline.job as j where j.tenant = x.name and j.holder is not null and j.state = 0 limit 1)
-            ) as others
+            x.name, x.shape, x.zeros[1] as zero, x.running, x.waiting, x.as_of, x.due, line.*
         from unnest(names) with ordinality as u (name, place)
         join waitline.tenant as x on x.name = u.name and x.due <= clock
         cross join lateral (
@@ -108,9 +104,12 @@ begin
         ) as line
         order by u.place
     loop
-        if t.shape is null or t.others or not t.plain then
+        if t.shape is null or not t.plain then
             decided := false;
-            exit judged;
+            exit;
+        end if;
+        if t.loaded < t.waiting then
+            longer := longer || t.name;
         end if;
         refill := t.shape[1];
         unit := t.shape[2];
@@ -161,6 +160,18 @@ begin
             was[m] := t.due;
         end if;
     end loop;
+    if decided and longer is not null then
+        -- Who belongs to a line and was not loaded, behind the others or outside.
+        decided := (
+            select true
+            from unnest(longer) as u (name)
+            where
+                (select true from waitline.job where tenant = u.name and place is null and returns is not null limit 1)
+                or (select true from waitline.job where tenant = u.name and home is not null and state = 0 limit 1)
+                or (select true from waitline.job where tenant = u.name and holder is not null and state = 0 limit 1)
+            limit 1
+        ) is null;
+    end if;
     if n > slots then
         -- Those whose slots are first go; of one slot, those who came first. But who waited for a permit until that
         -- very nanosecond goes by the fair order between tenants, which is for the general way to say.
