@@ -151,8 +151,8 @@ async def claim(
     )
     if not found:
         return True, None
-    now, due, tenants, *_ = found.pop()
-    if due is None:
+    now, more, following, tenants, *_ = found.pop()
+    if more is None:
         return False, None
     claims = [
         Claim(
@@ -185,4 +185,5 @@ async def claim(
         ) in found
     ]
     claims.sort(key=_in_order)
-    return True, Claimed(claims, due or tenants >= TENANTS, moved=bool(claims))
+    more = more or tenants >= TENANTS
+    return True, Claimed(claims, more, moved=bool(claims), following=(following,))

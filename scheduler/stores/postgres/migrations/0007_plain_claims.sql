@@ -30,8 +30,8 @@ comment on column waitline.tenant.shape is 'Its limits made ready for arithmetic
 create function waitline.claim_plain(
     about bigint, tenants integer, slots integer, longest integer, claimer text, length bigint
 ) returns table (
-    now bigint, due boolean, looked integer, id bigint, tenant text, prompt text, session text, cost bigint[],
-    attempt integer, tries integer, arrival bigint, promised bigint, slot bigint, deadline bigint
+    now bigint, more boolean, following bigint, looked integer, id bigint, tenant text, prompt text, session text,
+    cost bigint[], attempt integer, tries integer, arrival bigint, promised bigint, slot bigint, deadline bigint
 )
     language plpgsql volatile as $$
 #variable_conflict use_column
@@ -209,13 +209,14 @@ begin
             from unnest(jobs, starts) as u (id, slot)
             where j.id = u.id
             returning
-                null::bigint, null::boolean, null::integer, j.id, j.tenant, j.prompt, j.session, j.cost, j.attempt, j.tries,
+                null::bigint, null::boolean, null::bigint, null::integer, j.id, j.tenant, j.prompt, j.session, j.cost, j.attempt, j.tries,
                 j.arrival, j.promised, j.slot, j.deadline;
     end if;
     now := clock;
-    due := case when decided then coalesce(clock >= any(dues), false) end;
+    more := case when decided then coalesce(clock >= any(dues), false) end;
+    following := (select due from waitline.tenant where due is not null order by due limit 1);
     looked := cardinality(names);
     return next;
 end
 $$;
-comment on function waitline.claim_plain is 'Grants plain jobs of tenants of which something is due, as the general rules would: a row for each, in no order; then one without a number, with the time, whether more is due already, and of how many tenants something was due. Its `due` is null, and all is as it was, if that is for the general way to decide. No rows if nothing was due.';
+comment on function waitline.claim_plain is 'Grants plain jobs of tenants of which something is due, as the general rules would: a row for each, in no order; then one without a number, with the time, whether more of these tenants is due already, when something is due next, and of how many tenants something was due. Its `more` is null, and all is as it was, if that is for the general way to decide. No rows if nothing was due.';
