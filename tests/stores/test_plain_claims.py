@@ -156,3 +156,18 @@ async def test_the_database_reads_limits_as_the_core_does(dsn: str, quota: Quota
     else:
         slots = None if shape.concurrency == UNLIMITED else shape.concurrency
         assert read == [shape.only.p, shape.only.unit, shape.only.capacity, slots]
+
+
+def test_what_was_tried_in_vain_is_tried_less_often() -> None:
+    """So that it costs next to nothing where it never works; where it does, it is done at once again."""
+    guess = plain.Guess()
+    tried = []
+    for number in range(300):
+        if guess.may_be_plain():
+            tried.append(number)
+            guess.note(plain=False)
+    assert tried == [0, 2, 6, 14, 30, 62, 126, 190, 254]
+    while not guess.may_be_plain():
+        pass
+    guess.note(plain=True)
+    assert guess.may_be_plain()
