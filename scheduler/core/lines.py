@@ -224,7 +224,9 @@ class Lines(Register):
     def _judge(self, line: Line, now: int) -> None:
         """Refuse who would now wait longer than allowed, by the tenant's own buckets and a pause."""
         begin = max(now, line.gate.opens)
-        if line.tightest is None or not line.size or self._surely_in_time(line, begin):
+        if line.tightest is None or not line.size or line.gate.closed_until is not None:
+            return  # at a closed gate everybody is refused, and told why
+        if self._surely_in_time(line, begin):
             return
         run = Projection(line.tenant, begin)
         for entry in list(in_order(line.tenant)):
