@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from scheduler.core.account import Shape, shape_of
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance
-from scheduler.errors import SchedulerClosed
+from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.arguments import (
     MAX_TENANT,
     check_priority,
@@ -130,7 +130,7 @@ class Asking(Reports):
                 self.expect(turn, await self.estimates.count_later(prompt))
         except TimeoutError:
             if bound.expired():
-                raise self._late(turn, self._now()) from None
+                raise DeadlineExceeded(turn.tenant, "timeout", left or 0.0) from None
             raise
         finally:
             self._counting -= 1

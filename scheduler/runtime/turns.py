@@ -207,16 +207,16 @@ class Turns:
                     self.resuming += 1
             elif entry.state is EXPIRED:
                 self.counts["failed"] += 1
-                entry.failed(self._late(entry, entry.arrival))
+                entry.failed(self._late(entry))
             elif entry.refusal is not None:
                 self.refusals[entry.refusal.reason] += 1
                 entry.failed(refused(entry.tenant, entry.refusal))
 
     # --- errors -------------------------------------------------------------------------------------
 
-    def _late(self, turn: Turn, arrival: int) -> DeadlineExceeded:
-        bound = 0 if turn.expires is None else turn.expires - arrival
-        return DeadlineExceeded(turn.tenant, "timeout", max(0, bound) / NS)
+    def _late(self, turn: Turn) -> DeadlineExceeded:
+        bound = 0 if turn.expires is None else turn.expires - turn.arrival
+        return DeadlineExceeded(turn.tenant, "timeout", bound / NS)
 
     def outlook(self, entry: Entry) -> Outlook:
         """What a job can look forward to now, or where it started."""
