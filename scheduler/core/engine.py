@@ -132,7 +132,10 @@ class Engine(Ladder):
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.
         full = entry.holder is None and (0 if known is None else known.length) >= policy.max_queue
-        reason = decide(outlook, now, policy.max_wait_ns, full, entry.expires)
+        due = entry.expires
+        if due is not None and self.overload is not None:
+            due -= gate.hold  # it must end by then, not begin
+        reason = decide(outlook, now, policy.max_wait_ns, full, due)
         if gate.closed_until is not None:
             if tenant.placed is None:
                 self._fade(tenant, now)
@@ -177,6 +180,8 @@ class Engine(Ladder):
         False, and nothing done, if that is for the general rules to decide.
         """
         tenant, gate, policy = entry.owner, entry.shared, entry.policy
+        if self.overload is not None:
+            return False
         line, work, length = tenant.lines.get(gate.name), 0, 0
         if line is not None:
             if len(tenant.lines) > 1 or line.continuations or not line.blocks:
@@ -217,7 +222,7 @@ class Engine(Ladder):
             line.tail.start(entry.owner.shape.amounts(entry.cost))
         self._enter(line, entry, now)
         front = line.front
-        if front is None or entry.key < front.key or entry.holder is not None:
+        if front is None or entry.key < front.key or entry.holder is not None or self.overload is not None:
             self._place(line, now)
             self._flush(now, now)
         if overtakes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from scheduler.core.account import Projection
+from scheduler.core.account import SLOT_FLOOR, Projection
 from scheduler.core.entry import REFUSED, RUN_BITS, SEQUENCE_BITS, WAITING, Entry, State
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import in_order
+from scheduler.core.overload import head
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.register import BEHIND, HEAD, Register
 from scheduler.core.tenant import Tenant
@@ -123,9 +124,20 @@ class Lines(Register):
         if line.continuations:
             # A run under way must not stand behind a head that waits for the very slot the run holds.
             slot = slot and gate.free > 0 and self.root.free > 0
-        line.front = line.head(slot)
+        line.front = line.head(slot) if self.overload is None else head(line, slot, time, self.overload)
         if line.front is None and line.empty:
             self._drop_line(line, time)
+
+    def _refuse_overdue(self, line: Line, front: Entry, time: int) -> None:
+        """Refuse those who were overtaken for longer than they may wait, now that `front` goes."""
+        while line.blocks and (oldest := line.blocks[0][0]) is not front:
+            bound = oldest.policy.max_wait_ns
+            if bound is None or time - max(oldest.arrival, oldest.slot) <= bound:
+                return
+            self._refuse_now(oldest, Reason.MAX_WAIT, time)
+
+    def _refuse_now(self, entry: Entry, reason: Reason, time: int) -> None:
+        self._drop(entry, Refusal(reason, entry.shared.wait_of_refused(time + SLOT_FLOOR, time)), time)
 
     def _stand(self, line: Line, time: int, reserved: int) -> int:
         """Let the front wait for its permits, not before `reserved`, or go to its gate.

@@ -41,9 +41,9 @@ class DurableScheduler(Admission):
         super().__init__(*arguments, **settings)
         if settings.get("gates") is not None:
             raise ValueError("gates: a store has no shared gates yet; leave them out")
-        for name in ("deferred", "estimates"):
+        for name in ("deferred", "estimates", "overload"):
             if settings.get(name) is not None:
-                raise ValueError(f"{name}: a store has no gates yet, and so no use for it; leave it out")
+                raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
 
     # --- life ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Overload, Policy
 from scheduler.core.quota import NS, Cost, Quota, instance, positive, whole
 from scheduler.core.signals import News, Upstream
 from scheduler.runtime.arguments import check_prompt, check_tenant, chooser
@@ -47,8 +47,8 @@ class Scheduler(Asking):
     raises `Retry`; `run_timeout`: seconds for every try; `max_prompt_bytes` and `max_head_start` (seconds)
     bound `prompt` and `priority`. `deferred`: the handler of jobs that a rung defers, which no `run_timeout`
     bounds, for at most `max_deferred` at a time. `estimates`: what jobs that name no cost are charged where
-    tokens are limited. `listener`: called with each `News` of a gate. `clock`: the monotonic clock, unless a
-    test brings another.
+    tokens are limited. `overload`: the order of lines that are late. `listener`: called with each `News` of a
+    gate. `clock`: the monotonic clock, unless a test brings another.
 
     Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
     them). Without a shared store every process has its own buckets: N processes give N times the rate.
@@ -77,6 +77,7 @@ class Scheduler(Asking):
         deferred: Handler | None = None,
         max_deferred: int = 10_000,
         estimates: Estimates | None = None,
+        overload: Overload | None = None,
         listener: Callable[[News], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -102,6 +103,8 @@ class Scheduler(Asking):
             raise TypeError(f"deferred: must be an async callable, got {deferred!r}")
         self._deferred = deferred
         engine.max_deferred = whole("max_deferred", max_deferred, 1) if deferred is not None else 0
+        if overload is not None:
+            engine.overload = instance("overload", overload, Overload)
         if estimates is not None:
             self.estimates = instance("estimates", estimates, Estimates)
         self.listener = listener

@@ -153,9 +153,9 @@ async def test_no_more_is_deferred_than_may_be() -> None:
 async def test_a_store_says_what_it_cannot_do_yet() -> None:
     """Before anything is asked of a database."""
     store = PostgresStore("postgresql://nobody@127.0.0.1:1/none")
-    with pytest.raises(ValueError, match="deferred: a store has no gates yet"):
+    with pytest.raises(ValueError, match="deferred: a store has no use for it yet"):
         Scheduler(store=store, deferred=cost_of)
-    with pytest.raises(ValueError, match="estimates: a store has no gates yet"):
+    with pytest.raises(ValueError, match="estimates: a store has no use for it yet"):
         Scheduler(store=store, estimates=Estimates())
     scheduler = Scheduler(store=store)
     scheduler.closed = False
