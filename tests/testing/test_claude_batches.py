@@ -108,7 +108,7 @@ async def test_results_come_in_an_order_of_their_own_and_stay_as_they_are() -> N
     script = Script(contains="look", text="Once.", times=1, tools=(ToolCall(name="look"),))
     async with SimulatedClaude(quick(batch_s=0, scripts=(script,))) as claude, sdk(claude) as client:
         batch = await client.messages.batches.create(requests=[entry(name, "look") for name in names])
-        first = [line async for line in await client.messages.batches.results(batch.id)]
+        first: list[Any] = [line async for line in await client.messages.batches.results(batch.id)]
         second = [line async for line in await client.messages.batches.results(batch.id)]
     assert [line.custom_id for line in first] != names
     assert sorted(line.custom_id for line in first) == sorted(names)
@@ -144,7 +144,9 @@ async def test_a_fault_hits_the_route_that_it_names() -> None:
         with pytest.raises(anthropic.RateLimitError):
             await calls.cancel(batch.id)
         await calls.cancel(batch.id)
-        results = {line.custom_id: line.result async for line in await calls.results(batch.id)}
+        results: dict[str, Any] = {
+            line.custom_id: line.result async for line in await calls.results(batch.id)
+        }
         assert (await create(client)).stop_reason == "end_turn"
         faults_seen = [attempt.fault for attempt in claude.requests if attempt.fault]
     assert overloaded.value.status_code == 529
