@@ -97,7 +97,7 @@ class Letter:
         raise StopAsyncIteration
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Batch:
     """Some letters that go together.
 

@@ -19,6 +19,7 @@ class Message:
     """What the hook sees of a message."""
 
     tenant: str
+    deferred: bool = False
 
 
 async def ask(scheduler: Scheduler, tenant: str = "acme") -> Grant | None:
@@ -49,6 +50,16 @@ async def test_admit_waits_charges_and_settles() -> None:
 
         with pytest.raises(LookupError):
             await breaks()
+        assert_idle(scheduler)
+
+
+@virtual
+async def test_a_message_that_goes_in_a_batch_takes_no_permit() -> None:
+    """Nor does it wait, or get refused: no gate counts it."""
+    async with make(None, Quota(Rate(1)), policy=Policy.strict()) as scheduler:
+        for _ in range(3):
+            assert await scheduler.on_before_message(Message("acme", deferred=True)) is None
+        assert now() == 0.0
         assert_idle(scheduler)
 
 
