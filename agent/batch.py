@@ -101,13 +101,15 @@ class Letter:
 class Batch:
     """Some letters that go together.
 
-    `poll`: seconds between two questions whether it has ended. `letters`: those whose answers are still
-    wanted, by custom id. `size`: its bytes. `id`: the upstream's, once that has taken it.
+    `poll`: seconds between two questions whether it has ended. `taken`: called once the upstream has taken
+    it, or it was given up to have it taken. `letters`: those whose answers are still wanted, by custom id.
+    `size`: its bytes. `id`: the upstream's, once that has taken it.
     """
 
     client: Client
     poll: float
     draw: Callable[[], float]
+    taken: Callable[[], object]
     letters: dict[str, Letter] = field(default_factory=dict)
     size: int = 0
     id: str | None = None
@@ -141,7 +143,10 @@ class Batch:
     async def travel(self) -> None:
         """Go upstream and come back. In the end nobody waits for it any more."""
         try:
-            await self._create()
+            try:
+                await self._create()
+            finally:
+                self.taken()
             if self.id is not None and not await self._come_back(self.id):
                 await self._cancel(self.id)
         except UpstreamError as error:

@@ -53,6 +53,8 @@ class BatchDesk:
         self._box: Batch | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._under_way: set[Batch] = set()
+        self._creating = 0
+        self._overdue = False
         self._group: asyncio.TaskGroup | None = None
         self._closed = self._aborted = False
         self._quiet = asyncio.Event()
@@ -139,22 +141,37 @@ class BatchDesk:
             self._send()
         box = self._box
         if box is None:
-            box = self._box = Batch(self._agent.client, self._poll, self._draw)
+            box = self._box = Batch(self._agent.client, self._poll, self._draw, self._taken)
             loop, window = asyncio.get_running_loop(), 0.0 if self._closed else self._window
-            self._timer = loop.call_later(window, self._send, context=self._context)
+            self._timer = loop.call_later(window, self._due, context=self._context)
         box.add(letter)
         if len(box.letters) >= self._max_batch:
             self._send()
         return box
 
+    def _due(self) -> None:
+        """The window is over. While another batch is being created the box stays open.
+
+        So an upstream that takes none is asked by one batch, or by full ones, and not by one for each window.
+        """
+        self._overdue = self._creating > 0
+        if not self._overdue:
+            self._send()
+
+    def _taken(self) -> None:
+        self._creating -= 1
+        if self._overdue and not self._creating:
+            self._send()
+
     def _send(self) -> None:
         """Let go what was collected."""
-        box, self._box = self._box, None
+        box, self._box, self._overdue = self._box, None, False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if box is not None and box.letters and self._group is not None:
             self._under_way.add(box)
+            self._creating += 1
             task = self._group.create_task(box.travel(), name="message batch", context=self._context)
             task.add_done_callback(lambda _: self._under_way.discard(box))
 

@@ -10,20 +10,18 @@ from typing import Any
 import pytest
 
 from agent import BatchDesk
-from scheduler import (
-    JobFailed,
-    SchedulerClosed,
-    Ticket,
-)
+from scheduler import JobFailed, Scheduler, SchedulerClosed, Ticket
 from scheduler.testing import effects
-from tests.agent.claudes import SECRET, connected, until
+from tests.agent.claudes import SECRET, connected, tool, until
 from tests.agent.deferring import (
+    DEFERRING,
     bodies,
     calls,
     created,
     crowd,
     deferring,
     on,
+    pause,
     replies,
     slow,
 )
@@ -200,3 +198,67 @@ async def test_nothing_is_logged_and_nothing_is_kept(caplog: pytest.LogCaptureFi
         gc.collect()
     assert SECRET not in caplog.text
     assert "never retrieved" not in caplog.text
+
+
+async def test_a_desk_whose_closing_is_cancelled_lets_its_jobs_go() -> None:
+    tickets: list[Ticket] = []
+
+    async def open_for_a_while() -> None:
+        async with desk:
+            tickets.extend(await crowd(scheduler, "one"))
+            await until(lambda: len(claude._simulation.batches) == 1)
+
+    async with connected(slow(batch_s=10_000.0)) as (claude, agent):
+        desk = BatchDesk(agent, window=0.02, poll=0.02)
+        async with Scheduler(agent.handle, policy=DEFERRING, deferred=desk.handle) as scheduler:
+            await pause(scheduler)
+            task = asyncio.create_task(open_for_a_while())
+            await until(lambda: desk._closed)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(SchedulerClosed):
+                await tickets[0].result()
+        assert len(calls(claude, "/cancel")) == 1
+
+
+async def test_a_desk_that_is_closed_while_a_tool_runs_sends_no_further_batch() -> None:
+    running, go_on = asyncio.Event(), asyncio.Event()
+
+    async def look() -> str:
+        running.set()
+        await go_on.wait()
+        return "a view"
+
+    async with deferring(tools=[tool("look", look)]) as (claude, scheduler, desk):
+        (ticket,) = await crowd(scheduler, "look out")
+        await running.wait()
+        closing = asyncio.create_task(desk.aclose(drain=False))
+        await until(lambda: desk._aborted)
+        go_on.set()
+        await closing
+        with pytest.raises(SchedulerClosed):
+            await ticket.result()
+        assert len(created(claude)) == 1
+
+
+@pytest.mark.parametrize(("status", "tries"), [(529, 5), (404, 1)])
+async def test_cancelling_upstream_is_given_up_in_the_end(status: int, tries: int) -> None:
+    config = slow(on("cancel", effects.ErrorStatus(status=status)), batch_s=10_000.0)
+    async with deferring(config) as (claude, scheduler, desk):
+        (ticket,) = await crowd(scheduler, "one")
+        await until(lambda: len(claude._simulation.batches) == 1)
+        ticket.cancel()
+        await until(lambda: not desk._under_way)
+        assert len(calls(claude, "/cancel")) == tries
+
+
+async def test_a_batch_that_is_being_created_for_nobody_is_not() -> None:
+    config = slow(on("create", effects.RateLimited(retry_after=30)))
+    async with deferring(config) as (claude, scheduler, desk):
+        (ticket,) = await crowd(scheduler, "one")
+        await until(lambda: len(created(claude)) == 1)
+        await until(lambda: created(claude)[0].status == 429)
+        ticket.cancel()
+        await until(lambda: not desk._under_way)
+        assert len(created(claude)) == 1

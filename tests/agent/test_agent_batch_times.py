@@ -160,6 +160,25 @@ def test_creating_backs_off_and_does_as_it_is_told() -> None:
     run_virtual(main())
 
 
+def test_what_comes_while_a_batch_is_being_created_goes_together_in_the_next() -> None:
+    async def main() -> None:
+        upstream = Batches(lasts=1)
+        upstream.refuse["create"] = [(503, {"retry-after": "40"})]
+        async with deferring(upstream, max_batch=3) as (scheduler, _):
+            tickets = await crowd(scheduler, "a")
+            for _ in range(4):
+                await asyncio.sleep(10)
+                tickets += await crowd(scheduler, "b")
+            # Three were enough to go by themselves; the fourth goes with the first.
+            assert upstream.calls["create"] == [5, 30]
+            got = await replies(tickets)
+        assert upstream.calls["create"] == [5, 30, 45, 45]
+        assert [reply.receipt.deferred for reply in got] == [True] * 5
+        assert sorted(len(names) for _, names in upstream.batches.values()) == [1, 1, 3]
+
+    run_virtual(main())
+
+
 def test_asking_backs_off_and_does_as_it_is_told() -> None:
     async def main() -> None:
         upstream = Batches(lasts=1)
