@@ -262,3 +262,16 @@ async def test_a_batch_that_is_being_created_for_nobody_is_not() -> None:
         ticket.cancel()
         await until(lambda: not desk._under_way)
         assert len(created(claude)) == 1
+
+
+async def test_a_batch_that_nobody_wants_once_it_is_created_is_cancelled() -> None:
+    late = effects.SlowHeaders(seconds=20.0)
+    async with deferring(slow(on("create", late), batch_s=10_000.0)) as (claude, scheduler, desk):
+        caller = asyncio.create_task(scheduler.submit("acme", "one"))
+        await until(lambda: len(created(claude)) == 1)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await until(lambda: not desk._under_way)
+        assert len(calls(claude, "/cancel")) == 1
+        assert (await scheduler.statistics()).cancelled == 1
