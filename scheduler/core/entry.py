@@ -105,6 +105,8 @@ class Entry:
     alarm: Alarm | None = None
     watched: bool = True
     """Whether anybody can ask why it was late."""
+    deferrable: bool = True
+    """Whether it can be served by a handler of deferred jobs: a block or a hook's message has none."""
 
     def __init__(self, policy: Policy, cost: Cost = ONE, **rare: Any) -> None:
         """`rare`: expires and head_start (nanoseconds), session, holder."""

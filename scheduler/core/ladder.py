@@ -85,7 +85,8 @@ class Ladder(Following):
     def _better(self, entry: Entry, plan: Plan, rung: Rung, now: int) -> Plan | None:
         """The plan with one more rung, if that makes the start earlier or the cost smaller."""
         if rung.defer is not None:
-            free = self.defers and plan.expected > now and not self._session_ahead(entry)
+            able = self.defers and entry.deferrable
+            free = able and plan.expected > now and not self._session_ahead(entry)
             return plan._replace(deferred=True, expected=now) if free else None
         name = rung.gate or rung.model
         gate = plan.gate if name is None else self.gates.get(name, plan.gate)

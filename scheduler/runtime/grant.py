@@ -98,6 +98,7 @@ class Grant(Turn):
     """
 
     __slots__ = ()
+    deferrable = False
 
     def settle(self, usage: Usage | None = None) -> None:
         """End the grant. `usage` replaces the estimated cost; None says that the estimate was right.

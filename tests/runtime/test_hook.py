@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from scheduler import Cost, ErrRateLimited, Grant, Job, Policy, Quota, Rate, Scheduler, Usage
+from scheduler import Cost, ErrRateLimited, Grant, Job, Policy, Quota, Rate, Rung, Scheduler, Usage
 from scheduler.runtime.grant import Turn, current_turn
+from scheduler.testing.virtual import VirtualClock
 from tests.runtime.harness import KNOWN, Notes, assert_idle, level, make, now, outcomes, spawn, virtual
 
 
@@ -60,6 +61,27 @@ async def test_a_message_that_goes_in_a_batch_takes_no_permit() -> None:
         for _ in range(3):
             assert await scheduler.on_before_message(Message("acme", deferred=True)) is None
         assert now() == 0.0
+        assert_idle(scheduler)
+
+
+@virtual
+async def test_a_block_or_a_message_is_never_deferred() -> None:
+    """There is no handler that would take it elsewhere: it waits, whatever its ladder says."""
+
+    async def unused(job: Job) -> None:
+        raise AssertionError
+
+    policy = Policy(max_wait=None, ladder=[Rung(0.5, defer="batch")])
+    async with Scheduler(
+        unused, deferred=unused, quotas=Quota(Rate(1)), policy=policy, clock=VirtualClock()
+    ) as scheduler:
+        for expected in (0.0, 1.0, 2.0):
+            async with scheduler.admit("acme") as grant:
+                assert (now(), grant.deferred) == (expected, False)
+        message = await ask(scheduler)
+        assert message is not None
+        assert now() == 3.0
+        message.settle()
         assert_idle(scheduler)
 
 
