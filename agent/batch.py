@@ -83,8 +83,8 @@ class Letter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._answer.cancel() and not self._answer.cancelled():
-            self._answer.exception()  # seen, also where its job was cancelled before it could look
+        # Of a failure that came too late to be looked at, this says that nobody will.
+        self._answer.cancel()
         if self._batch is not None:
             self._batch.drop(self._number)
 
