@@ -13,10 +13,10 @@ from typing import Any, Self, TypeVar
 from agent.errors import WrongTenant
 from agent.hooks import AfterHook, BeforeHook, Hooks, ToolHook, checked
 from agent.messages import Message, Prompt, Reply
-from agent.run import Run, Setup
+from agent.run import Carrier, Run, Setup
 from agent.sessions import MemorySessions, Session, Sessions
 from agent.tools import Tool
-from scheduler import Job, UpstreamError
+from scheduler import Job, Retry, UpstreamError
 from scheduler.upstreams.claude import Client, count_tokens, outcome, unretried
 
 B = TypeVar("B", bound=BeforeHook)
@@ -94,10 +94,12 @@ class Agent:
             parameters["tools"] = [tool.definition() for tool in named.values()]
         self.sessions: Sessions = MemorySessions() if sessions is None else sessions
         self._hooks = Hooks()
+        self.client = unretried(client)
+        """What it talks through: the given client, without retries of its own."""
         self._retry_timeouts = retry_timeouts
         self._draw = draw
         self._setup = Setup(
-            client=unretried(client),
+            client=self.client,
             model=model,
             parameters=parameters,
             tools=named,
@@ -199,21 +201,22 @@ class Agent:
         """
         return await count_tokens(self._setup.client, self._setup.parameters, own_copy(prompt))
 
-    async def handle(self, job: Job) -> Reply:
+    async def handle(self, job: Job, by: Carrier | None = None) -> Reply:
         """Run a job: the handler for ``Scheduler(agent.handle, …)``.
 
         The job's session is the tenant's session of that name, or of that id, and begun if there is none;
         without one the conversation is forgotten. The job pays for its first message, and for later ones
         unless `Scheduler.on_before_message` is a hook here and takes permits for them. A failure of the
-        upstream that is worth a repeat becomes `Retry`, unless a tool has acted.
+        upstream that is worth a repeat becomes `Retry`, unless a tool has acted. `by`: how its messages go
+        upstream, if not by a call each: see `BatchDesk`.
         """
-        run = Run(self._setup, own_copy(job.prompt), job.tenant, job=job)
+        run = Run(self._setup, own_copy(job.prompt), job.tenant, job=job, by=by)
         try:
             async with aclosing(await self._deltas_of(run, job)) as deltas:
                 async for _ in deltas:
                     pass
         except UpstreamError as error:
-            retry = None if run.acted or error is not run.failure else self._retry(error, job)
+            retry = None if run.acted or error is not run.failure else self._retry(error, job, by)
             if retry is None:
                 raise
             raise retry from error
@@ -227,8 +230,10 @@ class Agent:
             return run.deltas(())
         return self._converse(run, await self.sessions.named(job.tenant, job.session))
 
-    def _retry(self, error: UpstreamError, job: Job) -> Exception | None:
-        return outcome(error, job.tries, self._draw, retry_timeouts=self._retry_timeouts)
+    def _retry(self, error: UpstreamError, job: Job, by: Carrier | None) -> Retry | None:
+        told = outcome(error, job.tries, self._draw, retry_timeouts=self._retry_timeouts)
+        # What did not go by a call says nothing about the gate, and left the line without paying.
+        return told if told is None or by is None else Retry(told.after)
 
 
 def by_name(tools: Iterable[Tool]) -> dict[str, Tool]:

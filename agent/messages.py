@@ -20,7 +20,8 @@ class Message:
 
     `prompt` is what it adds to the conversation: the caller's prompt in turn 1 of a run, the results of the
     tools in later turns. `session_id` is None for a job that has no session, `job_id` for a run that did not
-    come through a scheduler. `user` and `metadata` are the session's.
+    come through a scheduler. `user` and `metadata` are the session's. `deferred`: it goes upstream in a
+    message batch, whenever there is room for that.
     """
 
     tenant: str
@@ -31,6 +32,7 @@ class Message:
     job_id: str | None = None
     user: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from agent.errors import TooManyTurns
 from agent.hooks import Grants, Hooks
@@ -18,8 +19,36 @@ from scheduler.upstreams.claude import Message as ClaudeMessage
 
 ONE_REQUEST = Usage(1, 0, 0)
 
-GROWTH = 64
-"""Output tokens between two looks at whether there are more than were reserved."""
+
+class Sending(Protocol):
+    """A message on its way upstream, as `Call` is one.
+
+    It is sent in an ``async with`` block, and iterated for its text, which raises `UpstreamError`. Leaving
+    the block early means that its answer is not wanted any more.
+    """
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used; None if that is not known."""
+
+    @property
+    def message(self) -> ClaudeMessage:
+        """The complete answer; RuntimeError before there is one."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[str]: ...
+
+
+class Carrier(Protocol):
+    """Another way upstream than a call for each message."""
+
+    def sending(self, job: Job | None, request: Mapping[str, Any]) -> Sending:
+        """A message of a job that is to be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +68,7 @@ class Setup:
 class Run:
     """The state of a run. It lives no longer than the call that started it.
 
+    `by` is how the messages of a deferred job travel, None for a call each.
     `usage` is what all its messages used. `unpaid` is the part that no before-hook of the job's scheduler has
     taken permits for, which the job therefore pays; None if its estimate stands. `acted` says that a tool was
     called. `failure` is what the upstream failed with, `last` the final reply, `kept` what the session should
@@ -50,6 +80,7 @@ class Run:
     tenant: str
     session: Session | None = None
     job: Job | None = None
+    by: Carrier | None = None
     usage: Usage = NOTHING
     unpaid: Usage | None = NOTHING
     acted: bool = False
@@ -72,17 +103,10 @@ class Run:
             self.kept.append({"role": "user", "content": content})
             with Grants() as grants:
                 await grants.ask(hooks.before, message)
-                covers = grants.covering(self.job)
-                for turn_held in covers:
-                    turn_held.ensure_open()
-                call = Call(setup.client, self._request(message, history), partial(_hear, covers))
-                told = 0
+                call = self._sending(self._request(message, history), grants)
                 try:
                     async with call:
                         async for text in call:
-                            if call.produced >= told + GROWTH:
-                                told = call.produced
-                                self._grow(covers, told)
                             yield text
                 except UpstreamError as error:
                     self.failure = error
@@ -106,6 +130,17 @@ class Run:
         for turn in covers:
             turn.grow(produced + before if turn is self.job else produced)
 
+    def _sending(self, request: dict[str, Any], grants: Grants) -> Sending:
+        """How a message goes upstream, and under which turns."""
+        if self.by is not None:
+            # It may take a day, counts against no limit that a hook guards, and tells nothing about a gate.
+            grants.give_back()
+            return self.by.sending(self.job, request)
+        covers = grants.covering(self.job)
+        for turn_held in covers:
+            turn_held.ensure_open()
+        return Call(self.setup.client, request, partial(_hear, covers), partial(self._grow, covers))
+
     def _message(self, content: Prompt, turn: int) -> Message:
         session = self.session
         return Message(
@@ -117,6 +152,7 @@ class Run:
             job_id=None if self.job is None else self.job.id,
             user=None if session is None else session.user,
             metadata={} if session is None else session.metadata,
+            deferred=self.by is not None,
         )
 
     def _request(self, message: Message, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +161,7 @@ class Run:
             degrade(request, self.job)
         if message.user is not None:
             request["metadata"] = {"user_id": message.user}
-        if self.setup.headers is not None:
+        if self.setup.headers is not None and self.by is None:  # a batch has one head for all its requests
             request["extra_headers"] = dict(self.setup.headers(message))
         return request
 

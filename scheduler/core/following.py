@@ -125,7 +125,7 @@ class Following(Settling):
     def _shrink(self, gate: Gate, since: int, now: int) -> None:
         """Take slots away: the upstream is short. A call from before the last time takes only its own."""
         gate.failures += 1
-        slots = min(gate.slots, max(FLOOR, gate.running))
+        slots = min(gate.slots, max(GENTLE, gate.running))
         if since < gate.cut_at:
             fewer = slots - 1
         elif gate.failures > 1:

@@ -25,6 +25,9 @@ SPREAD = 1_000_000
 SPREADS = 60_000 * SPREAD
 """Nanoseconds within which all of them are told their times."""
 
+COUNTED = 64
+"""Heads that are counted one by one."""
+
 RAMP_FULL = 32
 """Parts of the limits that are used when growth is not slowed down."""
 
@@ -130,6 +133,19 @@ class Gate(Account):
         head = self.eligible.first()
         reached = start if head is None or head[0] > start else head[0]
         return self.fair.serve(tenant, start, step, reached)
+
+    def before(self, start: int, key: int) -> int:
+        """How many heads stand here whose turn comes before that of such a tag and key.
+
+        Of more than `COUNTED` all are taken to: what is before a place is then a part of the whole anyway.
+        """
+        items, found, look = self.eligible.items, 0, [0]
+        while look and found < COUNTED:
+            index = look.pop()
+            if index < len(items) and items[index][:2] < (start, key):
+                found += items[index][-1].placed is items[index]
+                look += (2 * index + 1, 2 * index + 2)
+        return self.standing if look else found
 
     @property
     def standing(self) -> int:

@@ -119,8 +119,8 @@ def slot_start(entry: Entry, now: int, start: int, root: Account, position: int,
 def _gate_start(entry: Entry, now: int, position: int) -> int:
     """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share.
 
-    By its share: while it gets what is before the job in its line, and what it owes, all others get as much
-    for their weights.
+    By its share: those whose turn comes before its own go first; and while it gets what is before the job in
+    its line, and what it owes, all others get as much for their weights.
     """
     tenant, gate = entry.owner, entry.shared
     in_line = entry.state is WAITING and not entry.outside and entry.gate == gate.name
@@ -128,6 +128,7 @@ def _gate_start(entry: Entry, now: int, position: int) -> int:
     alone = gate.lines == member
     rivals = gate.crowd + (0 if member else tenant.shape.share)
     debt = gate.fair.debt(tenant.name)
+    before = gate.before(gate.fair.start(tenant.name), entry.key)
     latest = now if gate.placed is None else gate.placed[0]
     begin = max(now, gate.opens)
     for scale, zero, backlog, amount in zip(
@@ -136,7 +137,7 @@ def _gate_start(entry: Entry, now: int, position: int) -> int:
         work = backlog if in_line else backlog + amount
         if not alone:
             rounds = position * amount / tenant.shape.share + debt * scale.p
-            work = min(work, amount + int(rounds * rivals))
+            work = min(work, amount * (1 + before) + int(rounds * rivals))
         latest = max(latest, scale.ready(max(zero, scale.full(begin)), work))
     return latest
 

@@ -218,6 +218,8 @@ class DurableScheduler(Admission):
         The first message of a worker's job, or of a request under the middleware, has been paid with its
         grant, if it is one of this very store. A later one needs no worker, like `admit`.
         """
+        if getattr(message, "deferred", False):
+            return None
         held = current_turn.get()
         runs = held is not None and held.books is self.store and held.state is GRANTED
         if held is not None and runs and held.tenant == message.tenant:

@@ -235,11 +235,14 @@ class Scheduler(Asking):
 
         Returns a `Grant` that the agent must settle once, or None for the first message of a job that came
         through `submit` or `enqueue` and has paid already. Later messages of such a run take permits by the
-        run's key, reuse its slot, and wait even under a strict policy, since tools have acted by then.
+        run's key, reuse its slot, and wait even under a strict policy, since tools have acted by then. A
+        message that is `deferred` takes no permits: it goes upstream in a batch, which no gate counts.
         """
+        if getattr(message, "deferred", False):
+            return None
         held = current_turn.get()
-        if held is not None and (held.scheduler is not self or held.state is not RUNNING):
-            held = None
+        if held is not None and (held.scheduler is not self or held.state is not RUNNING or held.deferred):
+            held = None  # a deferred job has no slot that a call made under it could use
         grant = self._ask(Grant, message.tenant, None, None, None if held is None else held.gate)
         if held is not None and held.tenant == message.tenant:
             if held.free_message:

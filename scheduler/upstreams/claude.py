@@ -50,6 +50,9 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 REFUSED = Usage(1, 0, 0)
 BYTES_PER_TOKEN = 4
 
+GROWTH = 64
+"""Output tokens between two looks at whether there are more than were reserved."""
+
 
 def unretried(client: Client) -> Client:
     """The same client, on the same connections, without retries of its own: the scheduler repeats."""
@@ -96,15 +99,22 @@ class Call:
     """
 
     def __init__(
-        self, client: Client, request: Mapping[str, Any], listener: Callable[[Signal], object] | None = None
+        self,
+        client: Client,
+        request: Mapping[str, Any],
+        listener: Callable[[Signal], object] | None = None,
+        growing: Callable[[int], object] | None = None,
     ) -> None:
         """`request`: the arguments of ``client.messages.stream``; the client must not retry by itself.
 
         `listener` is told how the upstream took the call: as soon as the head of its answer is there, and
-        again if the answer breaks off for want of capacity.
+        again if the answer breaks off for want of capacity. `growing` is told about how many output tokens
+        there are, every 64 of them.
         """
         self._client = client
         self._listener = listener
+        self._growing = growing
+        self._told = 0
         self._request = request
         self._stream: Any = None
         self._known: Usage | None = NOTHING
@@ -198,6 +208,9 @@ class Call:
             case "content_block_delta":
                 for name in ("text", "partial_json", "thinking"):
                     self._produced += len(getattr(event.delta, name, None) or "")
+                if self._growing is not None and self.produced >= self._told + GROWTH:
+                    self._told = self.produced
+                    self._growing(self._told)
             case "message_stop":
                 self._known = _usage(self._stream.current_message_snapshot.usage)
                 self._complete = True

@@ -20,7 +20,8 @@ class Kind(StrEnum):
 
     Repeated by the scheduler without being charged again: `rate_limited`, `overloaded`. Repeated as an
     attempt that is charged: `server_error`, `conflict`, `connection`, `broken_stream`, `truncated_stream`,
-    and the first two when they came inside a stream. Never repeated: all others; `timeout` only if asked.
+    `expired`, and the first two when they came inside a stream. Never repeated: all others; `timeout` only if
+    asked.
     """
 
     RATE_LIMITED = "rate_limited"  # 429 that names a time to come back, or asks to
@@ -39,6 +40,8 @@ class Kind(StrEnum):
     PERMISSION = "permission"  # 403
     NOT_FOUND = "not_found"  # 404: mostly an unknown model
     TOO_LARGE = "too_large"  # 413
+    EXPIRED = "expired"  # a request of a batch that had no turn in the batch's 24 hours
+    CANCELED = "canceled"  # a request of a batch that somebody cancelled upstream
     UNKNOWN = "unknown"  # an error of the SDK that says nothing
 
 
@@ -78,6 +81,7 @@ REPEATED = frozenset(
         Kind.CONNECTION,
         Kind.BROKEN_STREAM,
         Kind.TRUNCATED_STREAM,
+        Kind.EXPIRED,
     }
 )
 
@@ -111,6 +115,13 @@ def failed(kind: Kind, response: httpx2.Response) -> UpstreamError:
 def headers_of(error: Exception) -> Mapping[str, str]:
     """The headers of the answer that an exception of the SDK is about; none if there was no answer."""
     return error.response.headers if isinstance(error, anthropic.APIStatusError) else {}
+
+
+def errored(error_type: object) -> UpstreamError:
+    """The `UpstreamError` for an error that came as a result of its own, named by its type only."""
+    name = _name(error_type)
+    status = STATUS_OF_TYPE.get(name or "", 500)
+    return UpstreamError(_kind_of_status(status, None, None), None, name)
 
 
 def is_refusal(error: UpstreamError) -> bool:
@@ -210,9 +221,14 @@ def outcome(
         return None
     if kind not in REPEATED and not (retry_timeouts and kind == Kind.TIMEOUT):
         return None
-    backoff = draw() * min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (tries - 1))
+    backoff = backoff_after(tries, draw)
     if error.status not in (429, 529):
         return Retry(max(backoff, wait or 0.0))
     # A limit is everybody's, and so is a time that an overloaded upstream names: it stops the whole gate.
     pause = kind == Kind.RATE_LIMITED or wait is not None
     return Retry(backoff if wait is None else wait, pause_gate=pause, refused=True)
+
+
+def backoff_after(tries: int, draw: Callable[[], float]) -> float:
+    """Seconds to wait after so many failures in a row: exponential, with full jitter, 30 s at most."""
+    return draw() * min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (tries - 1))

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from scheduler import Cost, ErrRateLimited, Grant, Job, Policy, Quota, Rate, Scheduler, Usage
+from scheduler import Cost, ErrRateLimited, Grant, Job, Policy, Quota, Rate, Rung, Scheduler, Usage
 from scheduler.runtime.grant import Turn, current_turn
+from scheduler.testing.virtual import VirtualClock
 from tests.runtime.harness import KNOWN, Notes, assert_idle, level, make, now, outcomes, spawn, virtual
 
 
@@ -19,6 +20,7 @@ class Message:
     """What the hook sees of a message."""
 
     tenant: str
+    deferred: bool = False
 
 
 async def ask(scheduler: Scheduler, tenant: str = "acme") -> Grant | None:
@@ -49,6 +51,37 @@ async def test_admit_waits_charges_and_settles() -> None:
 
         with pytest.raises(LookupError):
             await breaks()
+        assert_idle(scheduler)
+
+
+@virtual
+async def test_a_message_that_goes_in_a_batch_takes_no_permit() -> None:
+    """Nor does it wait, or get refused: no gate counts it."""
+    async with make(None, Quota(Rate(1)), policy=Policy.strict()) as scheduler:
+        for _ in range(3):
+            assert await scheduler.on_before_message(Message("acme", deferred=True)) is None
+        assert now() == 0.0
+        assert_idle(scheduler)
+
+
+@virtual
+async def test_a_block_or_a_message_is_never_deferred() -> None:
+    """There is no handler that would take it elsewhere: it waits, whatever its ladder says."""
+
+    async def unused(job: Job) -> None:
+        raise AssertionError
+
+    policy = Policy(max_wait=None, ladder=[Rung(0.5, defer="batch")])
+    async with Scheduler(
+        unused, deferred=unused, quotas=Quota(Rate(1)), policy=policy, clock=VirtualClock()
+    ) as scheduler:
+        for expected in (0.0, 1.0, 2.0):
+            async with scheduler.admit("acme") as grant:
+                assert (now(), grant.deferred) == (expected, False)
+        message = await ask(scheduler)
+        assert message is not None
+        assert now() == 3.0
+        message.settle()
         assert_idle(scheduler)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import anthropic
 import pytest
 
-from scheduler.testing import SimulatedClaude
+from scheduler.testing import Fault, Match, Script, SimulatedClaude, ToolCall, damage, effects
+from scheduler.testing.claude.loading import ConfigError
 from tests.testing.claude_client import asked, call, create, quick, sdk, text_of
 
 
@@ -28,7 +29,7 @@ async def test_a_batch_runs_ends_and_gives_the_answers_of_single_requests() -> N
         single = await create(client, "one")
     assert (batch.request_counts.succeeded, batch.request_counts.errored) == (1, 1)
     assert batch.ended_at is not None
-    good, bad = results
+    good, bad = sorted(results, key=lambda result: result.custom_id)
     assert (good.custom_id, bad.custom_id) == ("a", "b")
     assert good.result.type == "succeeded"
     assert text_of(good.result.message) == text_of(single)
@@ -74,6 +75,9 @@ async def test_a_batch_belongs_to_its_credential() -> None:
         {"requests": [entry("a"), entry("a")]},
         {"requests": [{"params": {}}]},
         {"requests": [{"custom_id": ["a"], "params": {}}]},
+        {"requests": [entry("")]},
+        {"requests": [entry("a.b")]},
+        {"requests": [entry("a" * 65)]},
     ],
 )
 async def test_what_is_no_batch_is_turned_down(body: Any) -> None:
@@ -88,3 +92,69 @@ async def test_batches_are_bounded_and_other_paths_are_not_found() -> None:
             await client.messages.batches.create(requests=[entry("a")])
         assert (await call(claude, f"/v1/messages/batches/{batch.id}/other", method="GET")).status == 404
         assert (await call(claude, f"/v1/messages/batches/{batch.id}/results", method="GET")).status == 400
+
+
+async def results_of(client: anthropic.AsyncAnthropic, *requests: Any) -> dict[str, Any]:
+    """The results of a batch by custom id, in the order in which they came."""
+    batch = await client.messages.batches.create(requests=requests)
+    while batch.processing_status != "ended":
+        batch = await client.messages.batches.retrieve(batch.id)
+    lines = await client.messages.batches.results(batch.id)
+    return {line.custom_id: line.result async for line in lines}
+
+
+async def test_results_come_in_an_order_of_their_own_and_stay_as_they_are() -> None:
+    names = [f"r{number}" for number in range(20)]
+    script = Script(contains="look", text="Once.", times=1, tools=(ToolCall(name="look"),))
+    async with SimulatedClaude(quick(batch_s=0, scripts=(script,))) as claude, sdk(claude) as client:
+        batch = await client.messages.batches.create(requests=[entry(name, "look") for name in names])
+        first: list[Any] = [line async for line in await client.messages.batches.results(batch.id)]
+        second = [line async for line in await client.messages.batches.results(batch.id)]
+    assert [line.custom_id for line in first] != names
+    assert sorted(line.custom_id for line in first) == sorted(names)
+    assert [line.to_dict() for line in first] == [line.to_dict() for line in second]
+    assert sum(line.result.message.stop_reason == "tool_use" for line in first) == 1
+
+
+async def test_what_takes_too_long_expires() -> None:
+    config = quick(batch_s=60, batch_expires_s=10, time_scale=0.001)
+    async with SimulatedClaude(config) as claude, sdk(claude) as client:
+        results = await results_of(client, entry("a"), entry("b"))
+    assert [result.type for result in results.values()] == ["expired", "expired"]
+
+
+async def test_a_fault_hits_the_route_that_it_names() -> None:
+    faults = (
+        Fault(effects.Overloaded(), Match(route="batches.create"), times=1),
+        Fault(effects.ErrorStatus(status=500), Match(route="batches.retrieve"), times=1),
+        Fault(effects.ResetBeforeHead(), Match(route="batches.results"), times=1),
+        Fault(effects.RateLimited(), Match(route="batches.cancel"), times=1),
+        Fault(effects.Overloaded(), Match(route="batches.request", nth=1)),
+        Fault(damage.Truncate(), Match(route="batches.cancel")),
+    )
+    async with SimulatedClaude(quick(*faults, batch_s=0)) as claude, sdk(claude) as client:
+        calls = client.messages.batches
+        with pytest.raises(anthropic.InternalServerError) as overloaded:
+            await calls.create(requests=[entry("a")])
+        batch = await calls.create(requests=[entry("a"), entry("b")])
+        with pytest.raises(anthropic.InternalServerError):
+            await calls.retrieve(batch.id)
+        with pytest.raises(anthropic.APIConnectionError):
+            await calls.results(batch.id)
+        with pytest.raises(anthropic.RateLimitError):
+            await calls.cancel(batch.id)
+        await calls.cancel(batch.id)
+        results: dict[str, Any] = {
+            line.custom_id: line.result async for line in await calls.results(batch.id)
+        }
+        assert (await create(client)).stop_reason == "end_turn"
+        faults_seen = [attempt.fault for attempt in claude.requests if attempt.fault]
+    assert overloaded.value.status_code == 529
+    assert (results["a"].type, results["a"].error.error.type) == ("errored", "overloaded_error")
+    assert results["b"].type == "succeeded"
+    assert faults_seen == ["overloaded", "status", "reset_before_head", "rate_limited", "truncate"]
+
+
+def test_a_route_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"match\.route"):
+        Match(route="batches")

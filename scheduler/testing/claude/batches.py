@@ -1,9 +1,13 @@
-"""A minimal Message Batches API: batches end by themselves after a time, and answer as single requests do."""
+"""A minimal Message Batches API: batches end by themselves after a time, and answer as single requests do.
+
+What it does not do: end some requests of a batch before others, and keep results for 29 days only.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 from scheduler.testing.claude.errors import ApiError
@@ -16,6 +20,7 @@ from scheduler.testing.claude.sse import Answer
 from scheduler.testing.claude.timing import SECOND_NS, rfc3339
 
 BATCH_REQUESTS_MAX = 100_000
+CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}", re.ASCII)
 
 
 def create(simulation: Simulation, credential: str, number: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -26,14 +31,15 @@ def create(simulation: Simulation, credential: str, number: int, body: dict[str,
     for index, request in enumerate(requests):
         if not isinstance(request, dict) or not isinstance(request.get("params"), dict):
             raise ApiError(400, f"requests.{index}.params: Field required")
-        if not isinstance(request.get("custom_id"), str):
-            raise ApiError(400, f"requests.{index}.custom_id: Field required")
+        custom_id = request.get("custom_id")
+        if not isinstance(custom_id, str) or not CUSTOM_ID.fullmatch(custom_id):
+            raise ApiError(400, f"requests.{index}.custom_id: String should match '^{CUSTOM_ID.pattern}$'")
     if len({request["custom_id"] for request in requests}) < len(requests):
         raise ApiError(400, "requests: every request needs a custom_id of its own")
     if len(simulation.batches) >= simulation.config.batches_max:
         raise ApiError(429, "There are too many batches")
     batch_id = simulation.identifier("msgbatch_", number)
-    batch = Batch(batch_id, credential, requests, simulation.now_ns(), simulation.time.wall_s())
+    batch = Batch(batch_id, number, credential, requests, simulation.now_ns(), simulation.time.wall_s())
     simulation.batches[batch_id] = batch
     return describe(simulation, batch)
 
@@ -48,7 +54,11 @@ def find(simulation: Simulation, credential: str, batch_id: str) -> Batch:
 
 def ended(simulation: Simulation, batch: Batch) -> bool:
     """Whether a batch has had its time."""
-    return simulation.now_ns() - batch.created_ns >= simulation.config.batch_s * SECOND_NS
+    return simulation.now_ns() - batch.created_ns >= _lasts_s(simulation) * SECOND_NS
+
+
+def _lasts_s(simulation: Simulation) -> float:
+    return min(simulation.config.batch_s, simulation.config.batch_expires_s)
 
 
 def cancel(simulation: Simulation, batch: Batch) -> None:
@@ -65,14 +75,14 @@ def describe(simulation: Simulation, batch: Batch) -> dict[str, Any]:
     else:
         for result in results(simulation, batch):
             counts[result["result"]["type"]] += 1
-    lasts_s = simulation.time.real_ns(simulation.config.batch_s) / SECOND_NS
+    lasts_s = simulation.time.real_ns(_lasts_s(simulation)) / SECOND_NS
     return {
         "id": batch.id,
         "type": "message_batch",
         "processing_status": "ended" if over else "canceling" if batch.cancelled else "in_progress",
         "request_counts": counts,
         "created_at": rfc3339(batch.created_wall_s),
-        "expires_at": rfc3339(batch.created_wall_s + 86_400),
+        "expires_at": rfc3339(batch.created_wall_s + simulation.config.batch_expires_s),
         "ended_at": rfc3339(batch.created_wall_s + lasts_s) if over else None,
         "cancel_initiated_at": rfc3339(batch.created_wall_s) if batch.cancelled else None,
         "archived_at": None,
@@ -81,11 +91,17 @@ def describe(simulation: Simulation, batch: Batch) -> dict[str, Any]:
 
 
 def results(simulation: Simulation, batch: Batch) -> list[dict[str, Any]]:
-    """Return one result per request of a batch, in their order."""
-    return [
-        {"custom_id": request["custom_id"], "result": _result(simulation, batch, index, request["params"])}
-        for index, request in enumerate(batch.requests)
-    ]
+    """Return one result per request of a batch, in an order of their own, as the real API does."""
+    if batch.results is None:
+        batch.results = [
+            {
+                "custom_id": request["custom_id"],
+                "result": _result(simulation, batch, index, request["params"]),
+            }
+            for index, request in enumerate(batch.requests)
+        ]
+        simulation.draw(batch.number, "order").shuffle(batch.results)
+    return batch.results
 
 
 def results_lines(simulation: Simulation, batch: Batch) -> bytes:
@@ -98,18 +114,32 @@ def results_lines(simulation: Simulation, batch: Batch) -> bytes:
 def _result(simulation: Simulation, batch: Batch, index: int, params: dict[str, Any]) -> dict[str, Any]:
     if batch.cancelled:
         return {"type": "canceled"}
+    if simulation.config.batch_s > simulation.config.batch_expires_s:
+        return {"type": "expired"}
     try:
-        require_messages(params)
-        require_max_tokens(params)
-        if model_class(simulation.config.models, str(params.get("model"))) is None:
-            raise ApiError(404, f"model: {params.get('model')}")
+        _require_answerable(simulation, batch, params)
     except ApiError as error:
         body = {"type": "error", "error": {"type": error.error_type, "message": error.message}}
         return {"type": "errored", "error": body}
     prompt = measure(params, simulation.seed)
-    reply = compose(simulation.config, params, prompt, None, random.Random(prompt.digest))
+    script = simulation.scripts.choose(params["model"], prompt)
+    reply = compose(simulation.config, params, prompt, script, random.Random(prompt.digest))
     message_id = f"msg_{batch.id}_{index}"
     answer = Answer("", message_id, params["model"], reply, CacheUse(prompt.tokens, 0, 0))
     message = answer.message(complete=True)
     message["usage"]["service_tier"] = "batch"
     return {"type": "succeeded", "message": message}
+
+
+def _require_answerable(simulation: Simulation, batch: Batch, params: dict[str, Any]) -> None:
+    """Raise `ApiError` for what a single request would be refused for, and for a fault that hits it."""
+    require_messages(params)
+    require_max_tokens(params)
+    model = str(params.get("model"))
+    if model_class(simulation.config.models, model) is None:
+        raise ApiError(404, f"model: {model}")
+    at_s = batch.created_ns / SECOND_NS
+    fault = simulation.faults.choose(batch.number, model, None, at_s, "batches.request")
+    refusal = None if fault is None else fault.effect.refusal(simulation.time)
+    if refusal is not None:
+        raise refusal

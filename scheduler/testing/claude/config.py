@@ -74,7 +74,8 @@ class ClaudeConfig:
 
     `limits` holds for every model class without an entry in `class_limits`; `models` maps names to classes. A
     reply has `reply_tokens` output tokens, or a lognormal draw around `reply_tokens_median`, and never more
-    than `max_tokens`. `api_keys` is who may call; `None` is everybody.
+    than `max_tokens`. `api_keys` is who may call; `None` is everybody. A batch takes `batch_s`; what has not
+    ended after `batch_expires_s` expires.
 
     The oracle takes tenant and job from the first of these headers that was sent, keeps the headers of
     `record_headers` (`*`: all but credentials), and bodies only with `keep_bodies`. With `finish_abandoned`
@@ -92,6 +93,7 @@ class ClaudeConfig:
     reply_tokens_median: int = 150
     reply_tokens_sigma: float = 0.6
     batch_s: float = 60.0
+    batch_expires_s: float = 86_400.0
     api_keys: tuple[str, ...] | None = None
     organization_id: str = "00000000-0000-4000-8000-000000000000"
     tenant_headers: tuple[str, ...] = ("x-waitline-tenant", "x-tenant-id")
@@ -115,7 +117,9 @@ class ClaudeConfig:
         require(tokens is None or tokens >= 1, "reply_tokens", tokens, "must be at least 1")
         sigma = self.reply_tokens_sigma
         require(0 <= sigma <= 5, "reply_tokens_sigma", sigma, "must be from 0 to 5")
-        require(0 <= self.batch_s <= 86_400, "batch_s", self.batch_s, "must be from 0 to 86400")
+        for name in ("batch_s", "batch_expires_s"):
+            value = getattr(self, name)
+            require(0 <= value <= 86_400, name, value, "must be from 0 to 86400")
         for name in (
             "reply_tokens_median", "attempts_max", "credentials_max", "cached_prefixes_max", "batches_max",
             "connections_max", "body_bytes_max",

@@ -11,6 +11,9 @@ from scheduler.testing.claude.damage import EFFECTS_DURING
 from scheduler.testing.claude.effects import EFFECTS_BEFORE, Effect, Overloaded
 from scheduler.testing.claude.loading import ConfigError, build, convert, require
 
+ROUTES = (
+    "messages", "batches.create", "batches.retrieve", "batches.results", "batches.cancel", "batches.request",
+)  # fmt: skip
 EFFECTS = {effect.kind: effect for effect in (*EFFECTS_BEFORE, *EFFECTS_DURING)}
 
 
@@ -21,6 +24,10 @@ class Match:
     `model` is the exact name and `tenant` what the tenant header says. The window `after_s` to `until_s` is
     in simulated seconds since the start or the last reset. Among the requests that pass these, `nth` is the
     n-th one, `every` each n-th one, and `probability` is drawn from the seed and the request's number.
+
+    `route`: ``"messages"``, or one of the calls about batches: ``"batches.create"``, ``"batches.retrieve"``,
+    ``"batches.results"`` or ``"batches.cancel"``, which know no `model` and which only effects before an
+    answer hit. ``"batches.request"`` is each single request of a batch: the status of the effect errors it.
     """
 
     model: str | None = None
@@ -30,9 +37,11 @@ class Match:
     nth: int | None = None
     every: int | None = None
     probability: float = 1.0
+    route: str = "messages"
 
     def __post_init__(self) -> None:
-        """Refuse counts below one and probabilities outside 0 to 1."""
+        """Refuse counts below one, probabilities outside 0 to 1 and routes that there are not."""
+        require(self.route in ROUTES, "match.route", self.route, f"must be one of {', '.join(ROUTES)}")
         require(self.nth is None or self.nth >= 1, "match.nth", self.nth, "must be at least 1")
         require(self.every is None or self.every >= 1, "match.every", self.every, "must be at least 1")
         require(0 <= self.probability <= 1, "match.probability", self.probability, "must be from 0 to 1")
@@ -43,10 +52,11 @@ class Match:
         """Build from a JSON or TOML table; raises `ConfigError`."""
         return build(cls, values, where)
 
-    def covers(self, model: str, tenant: str | None, at_s: float) -> bool:
+    def covers(self, model: str, tenant: str | None, at_s: float, route: str = "messages") -> bool:
         """Whether a request passes the conditions that do not count requests."""
         return (
-            (self.model is None or self.model == model)
+            self.route == route
+            and (self.model is None or self.model == model)
             and (self.tenant is None or self.tenant == tenant)
             and self.after_s <= at_s
             and (self.until_s is None or at_s < self.until_s)
@@ -59,7 +69,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An effect, the `POST /v1/messages` requests it hits, and how many times at most."""
+    """An effect, the requests it hits (`POST /v1/messages` unless told otherwise), how often at most."""
 
     effect: Effect
     match: Match = Match()
@@ -113,11 +123,13 @@ class FaultDeck:
         self._covered += [0] * len(faults)
         self._hits += [0] * len(faults)
 
-    def choose(self, number: int, model: str, tenant: str | None, at_s: float) -> Fault | None:
+    def choose(
+        self, number: int, model: str, tenant: str | None, at_s: float, route: str = "messages"
+    ) -> Fault | None:
         """Return the fault that hits the request with this number, if any."""
         chosen = None
         for index, fault in enumerate(self.faults):
-            if not fault.match.covers(model, tenant, at_s):
+            if not fault.match.covers(model, tenant, at_s, route):
                 continue
             # Every fault counts every request, also one that an earlier fault takes: `nth` means the n-th
             # request.

@@ -12,6 +12,12 @@ from scheduler.testing.claude.simulation import Simulation
 
 VERSIONS = ("2023-06-01", "2026-10-21")
 BATCHES_PATH = "/v1/messages/batches"
+BATCH_ACTIONS = {
+    ("GET",): "retrieve",
+    ("GET", "results"): "results",
+    ("POST", "cancel"): "cancel",
+    ("DELETE",): "delete",
+}
 
 
 async def handle(simulation: Simulation, exchange: Exchange) -> None:
@@ -87,36 +93,57 @@ async def _batches(simulation: Simulation, exchange: Exchange, attempt: Attempt)
     request, credential = exchange.request, attempt.credential or ""
     attempt.decision = "other"
     tail = request.path.removeprefix(BATCHES_PATH).strip("/").split("/")
-    if tail == [""]:
-        if request.method == "POST":
-            body = parse_object(request)
-            created = batches.create(simulation, credential, attempt.number, body)
-            await answer_json(simulation, exchange, attempt, created)
+    if tail == [""] and request.method == "POST":
+        if await _struck(simulation, exchange, attempt, "create"):
             return
+        body = parse_object(request)
+        created = batches.create(simulation, credential, attempt.number, body)
+        await answer_json(simulation, exchange, attempt, created)
+        return
+    if tail == [""]:
         own = [batch for batch in simulation.batches.values() if batch.credential == credential]
         data = [batches.describe(simulation, batch) for batch in reversed(own)]
         page = {"data": data, "has_more": False, "first_id": None, "last_id": None}
         await answer_json(simulation, exchange, attempt, page)
         return
+    action = BATCH_ACTIONS.get((request.method, *tail[1:]))
     batch = batches.find(simulation, credential, tail[0])
-    match (request.method, tail[1:]):
-        case ("GET", []):
-            await answer_json(simulation, exchange, attempt, batches.describe(simulation, batch))
-        case ("POST", ["cancel"]):
-            batches.cancel(simulation, batch)
-            await answer_json(simulation, exchange, attempt, batches.describe(simulation, batch))
-        case ("DELETE", []):
-            del simulation.batches[batch.id]
-            await answer_json(
-                simulation, exchange, attempt, {"id": batch.id, "type": "message_batch_deleted"}
-            )
-        case ("GET", ["results"]):
-            lines = batches.results_lines(simulation, batch)
-            attempt.status = 200
-            headers = simulation.common_headers(attempt.request_id, "application/x-jsonl")
-            await exchange.answer(200, headers, lines)
-        case _:
-            raise ApiError(404, "Not found")
+    if action is None:
+        raise ApiError(404, "Not found")
+    if await _struck(simulation, exchange, attempt, action):
+        return
+    if action == "results":
+        lines = batches.results_lines(simulation, batch)
+        attempt.status = 200
+        headers = simulation.common_headers(attempt.request_id, "application/x-jsonl")
+        await exchange.answer(200, headers, lines)
+        return
+    if action == "delete":
+        del simulation.batches[batch.id]
+        await answer_json(simulation, exchange, attempt, {"id": batch.id, "type": "message_batch_deleted"})
+        return
+    if action == "cancel":
+        batches.cancel(simulation, batch)
+    await answer_json(simulation, exchange, attempt, batches.describe(simulation, batch))
+
+
+async def _struck(simulation: Simulation, exchange: Exchange, attempt: Attempt, action: str) -> bool:
+    """Whether a fault has ended the exchange; raises the `ApiError` that it answers instead."""
+    at_s = simulation.time.simulated_ns(attempt.arrival_ns) / 1e9
+    fault = simulation.faults.choose(attempt.number, "", attempt.tenant, at_s, f"batches.{action}")
+    if fault is None:
+        return False
+    attempt.fault = fault.kind
+    await fault.effect.delay(exchange, simulation.time)
+    if fault.effect.drop is not None:
+        attempt.decision, attempt.reason = "fault", fault.kind
+        exchange.end(fault.effect.drop)
+        return True
+    refusal = fault.effect.refusal(simulation.time)
+    if refusal is not None:
+        attempt.decision = "fault"
+        raise refusal
+    return False
 
 
 async def _answer_error(

@@ -20,14 +20,19 @@ from scheduler.testing.claude.timing import SimulatedTime, rfc3339
 
 @dataclass(slots=True)
 class Batch:
-    """One message batch: its state follows from the simulated time, so nothing runs in the background."""
+    """One message batch: its state follows from the simulated time, so nothing runs in the background.
+
+    `results` are worked out once, when somebody asks after it has ended.
+    """
 
     id: str
+    number: int
     credential: str
     requests: list[dict[str, Any]]
     created_ns: int
     created_wall_s: float
     cancelled: bool = False
+    results: list[dict[str, Any]] | None = None
 
 
 class Simulation:

@@ -1,0 +1,140 @@
+"""The calls about message batches: what the adapter makes of answers, and of what is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from anthropic import AsyncAnthropic
+
+from scheduler import UpstreamError
+from scheduler.upstreams import batches
+from scheduler.upstreams.batches import Kind
+from scheduler.upstreams.claude import Client, Message
+
+SECRET = "the-secret-prompt"
+ENDED = {"id": "b", "processing_status": "ended", "results_url": "/v1/messages/batches/b/results"}
+MESSAGE = {"id": "m", "type": "message", "content": [], "stop_reason": "end_turn", "usage": {}}
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[httpx2.Request], httpx2.Response]) -> AsyncIterator[Client]:
+    """A client whose upstream answers like this."""
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
+        yield AsyncAnthropic(api_key="k", base_url="http://claude.test", http_client=http, max_retries=0)
+
+
+async def read(*lines: Any) -> dict[str, Message | UpstreamError]:
+    """What the results of a batch are, that come as these lines."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("/results"):
+            return httpx2.Response(200, content=b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        return httpx2.Response(200, json=ENDED)
+
+    async with answering(answer) as client:
+        return {name: result async for name, result in batches.results(client, "b")}
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        ({"type": "expired"}, Kind.EXPIRED),
+        ({"type": "canceled"}, Kind.CANCELED),
+        ({"type": "errored", "error": {"error": {"type": "overloaded_error"}}}, Kind.OVERLOADED),
+        ({"type": "errored", "error": {"error": {"type": "rate_limit_error"}}}, Kind.RATE_LIMITED),
+        ({"type": "errored", "error": {"error": {"type": "api_error"}}}, Kind.SERVER_ERROR),
+        ({"type": "errored", "error": {"error": {"type": "billing_error"}}}, Kind.SPEND_LIMIT),
+        (
+            {"type": "errored", "error": {"error": {"type": "invalid_request_error", "message": SECRET}}},
+            Kind.BAD_REQUEST,
+        ),
+        ({"type": "errored", "error": {"error": {"type": f"a {SECRET}"}}}, Kind.SERVER_ERROR),
+        ({"type": "errored"}, Kind.SERVER_ERROR),
+        ({"type": "succeeded"}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": None}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "stop_reason": None}}, Kind.MALFORMED),
+        ({"type": "something new"}, Kind.MALFORMED),
+        ("nothing", Kind.MALFORMED),
+        (None, Kind.MALFORMED),
+    ],
+)
+async def test_what_is_no_answer_says_why(result: Any, kind: Kind) -> None:
+    found = await read({"custom_id": "1", "result": result}, {"custom_id": "2", "result": good()})
+    assert isinstance(found["2"], Message)
+    error = found["1"]
+    assert isinstance(error, UpstreamError)
+    assert error.kind == kind
+    assert SECRET not in f"{error} {error!r}"
+
+
+def good() -> dict[str, Any]:
+    return {"type": "succeeded", "message": MESSAGE}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"{]\n", Kind.MALFORMED), (b'["x"]\n', Kind.MALFORMED), (b"3\n", Kind.MALFORMED)]
+)
+async def test_results_that_cannot_be_read(content: bytes, kind: Kind) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        ends = request.url.path.endswith("/results")
+        return httpx2.Response(200, content=content) if ends else httpx2.Response(200, json=ENDED)
+
+    async with answering(answer) as client:
+        with pytest.raises(UpstreamError) as caught:
+            _ = [line async for line in batches.results(client, "b")]
+    assert caught.value.kind == kind
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("body", [{}, {"id": ""}, {"id": 3, "processing_status": 4}, [], "text"])
+async def test_a_batch_that_is_none_is_malformed(body: Any) -> None:
+    async with answering(lambda request: httpx2.Response(200, json=body)) as client:
+        for call in (batches.create(client, [("1", {})]), batches.has_ended(client, "b")):
+            with pytest.raises(UpstreamError) as caught:
+                await call
+            assert caught.value.kind == Kind.MALFORMED
+
+
+async def test_an_error_status_is_its_kind_and_carries_no_request() -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        error = {"type": "rate_limit_error", "message": SECRET}
+        return httpx2.Response(429, headers={"retry-after": "7"}, json={"type": "error", "error": error})
+
+    async with answering(answer) as client:
+        for call in (
+            batches.create(client, [("1", {"system": SECRET})]),
+            batches.has_ended(client, "b"),
+            batches.cancel(client, "b"),
+        ):
+            with pytest.raises(UpstreamError) as caught:
+                await call
+            assert (caught.value.kind, caught.value.retry_after) == (Kind.RATE_LIMITED, 7.0)
+            assert caught.value.__cause__ is caught.value.__context__ is None
+            assert SECRET not in repr(caught.value)
+
+
+def test_custom_ids_are_what_the_upstream_takes() -> None:
+    assert batches.custom_id(0, "3f2a-17") == "0-3f2a-17"
+    assert batches.custom_id(12, "a.b/ü") == "12-a_b__"
+    assert batches.custom_id(99_999, "x" * 100) == "99999-" + "x" * 58
+
+
+def test_the_size_of_a_request_is_at_least_what_the_sdk_writes() -> None:
+    request = {"model": "m", "messages": [{"role": "user", "content": "grüße 😀"}]}
+    written = json.dumps(
+        {"custom_id": "1" * 64, "params": request}, ensure_ascii=False, separators=(",", ":")
+    )
+    assert len(written.encode()) < batches.size_of(request) < len(written.encode()) + 100
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), "\ud800" + SECRET])
+def test_what_cannot_be_sent_is_found_before(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        batches.size_of({"system": value})
+    assert SECRET not in repr(caught.value)
+    assert caught.value.__context__ is None
