@@ -11,6 +11,7 @@ from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, instance
 from scheduler.runtime.arguments import (
     MAX_TENANT,
+    Bounds,
     check_priority,
     check_session,
     check_tenant,
@@ -36,7 +37,7 @@ class Asking(Reports):
     _gate: str | None
     _policy: Policy | None
     _policy_of: Callable[[str], Policy]
-    _max_head_start: float
+    _bounds: Bounds
     _ladder: Sequence[Rung] = ()
 
     def _ask(
@@ -55,10 +56,13 @@ class Asking(Reports):
             instance("policy", policy, Policy)
         else:
             policy = self._policy or self._policy_of(tenant)
-        if policy.ladder and policy.ladder is not self._ladder:
-            self._check_ladder(policy)
         charged = ONE if cost is None else instance("cost", cost, Cost)
-        return kind(self, tenant, name, policy, charged)  # type: ignore[arg-type] # it is the Scheduler
+        turn = kind(self, tenant, name, policy, charged)  # type: ignore[arg-type] # it is the Scheduler
+        if policy.ladder:
+            turn.plain = False
+            if policy.ladder is not self._ladder:
+                self._check_ladder(policy)
+        return turn
 
     def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
         """Check the arguments that few calls have."""
@@ -67,7 +71,7 @@ class Asking(Reports):
         if timeout is not None:
             turn.expires, turn.plain = self._now() + check_timeout(timeout), False
         if priority != 0:
-            turn.head_start, turn.plain = check_priority(priority, self._max_head_start), False
+            turn.head_start, turn.plain = check_priority(priority, self._bounds.max_head_start), False
 
     def _check_ladder(self, policy: Policy) -> None:
         """Every gate of a ladder must be there, and somebody to take deferred jobs."""
@@ -84,13 +88,16 @@ class Asking(Reports):
 
     def _begin_metering(self, quotas: Quotas) -> None:
         if isinstance(quotas, Quota):
-            self._unknown = shape_of(quotas).metered
+            unknown = shape_of(quotas).metered
         elif isinstance(quotas, Mapping):
             given: list[Any] = list(quotas.values())  # which are checked when they are needed
-            self._unknown = any(shape_of(quota).metered for quota in given if isinstance(quota, Quota))
+            unknown = any(shape_of(quota).metered for quota in given if isinstance(quota, Quota))
         else:
-            self._unknown = True  # nobody knows before the tenant is seen
-        self.metering = self._unknown or any(gate.shape.metered for gate in self.engine.gates.values())
+            unknown = True  # nobody knows before the tenant is seen
+        if unknown:
+            self._unknown = True
+        if unknown or any(gate.shape.metered for gate in self.engine.gates.values()):
+            self.metering = True
 
     def _is_metered(self, turn: Turn) -> bool:
         """Whether the job's tenant, or its gate, limits tokens."""

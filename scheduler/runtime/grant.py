@@ -46,7 +46,7 @@ class Turn(Entry):
         self.cost = cost
         self.state = NEW
         self.refusal = None
-        self.plain = cost is ONE and not policy.ladder
+        self.plain = cost is ONE
         self.slot = self.key = 0
         self.scheduler = scheduler
         self.tenant = tenant
