@@ -159,8 +159,11 @@ class Cost:
     output_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in DIMENSIONS:
-            whole(name, getattr(self, name), 0)
+        used = self.requests, self.input_tokens, self.output_tokens
+        if used[0].__class__ is used[1].__class__ is used[2].__class__ is int and min(used) >= 0:
+            return  # nearly every call, several times
+        for name, value in zip(DIMENSIONS, used, strict=True):
+            whole(name, value, 0)
 
 
 @dataclass(frozen=True, slots=True)

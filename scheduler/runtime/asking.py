@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from scheduler.core.account import Account, Shape, shape_of
+from scheduler.core.account import Shape, shape_of
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, instance
 from scheduler.runtime.arguments import (
@@ -111,32 +111,34 @@ class Asking(Reports):
         if not self._is_metered(turn):
             return None
         counted = self.estimates.count(prompt)
-        if inspect.isawaitable(counted):
-            return self._reserve_later(turn, counted)
-        self.expect(turn, counted)
-        return None
+        if isinstance(counted, int) or not inspect.isawaitable(counted):
+            self._charge(turn, counted)
+            return None
+        return self._reserve_later(turn, counted)
 
     async def _reserve_later(self, turn: Turn, counted: Awaitable[int]) -> None:
         self.expect(turn, await counted)
 
     def expect(self, turn: Turn, counted: int) -> None:
         """Charge a turn an estimate for a prompt of so many tokens, if its tokens are limited."""
-        if not self._is_metered(turn):
-            return
+        if self._is_metered(turn):
+            self._charge(turn, counted)
+
+    def _charge(self, turn: Turn, counted: int) -> None:
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
-        accounts: list[Account | None] = [
-            self.engine.gates[turn.gate],
-            self.engine.tenants.get(turn.tenant),
-        ]
-        for account in accounts:
-            if account is not None:
-                cost = fitted(cost, counted, account.shape)
+        gate, known = self.engine.gates[turn.gate], self.engine.tenants.get(turn.tenant)
+        if gate.zeros:
+            cost = fitted(cost, counted, gate.shape)
+        if known is not None:
+            cost = fitted(cost, counted, known.shape)
         turn.cost, turn.counted = cost, counted
         turn.plain = turn.plain and cost is ONE
 
 
 def fitted(cost: Cost, counted: int, shape: Shape) -> Cost:
     """An estimate that was learned must not refuse a job for ever: only what was counted may be too large."""
+    if shape.never(cost) is None:
+        return cost
     most = {
         DIMENSIONS[index]: scale.capacity // scale.unit
         for index, scale in zip(shape.limits, shape.scales, strict=True)

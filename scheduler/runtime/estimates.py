@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -50,7 +49,7 @@ def _block(block: Any) -> int:
 
 
 def _tokens(text: str) -> int:
-    return math.ceil((len(text) if text.isascii() else len(text.encode())) / BYTES_PER_TOKEN)
+    return -(-(len(text) if text.isascii() else len(text.encode())) // BYTES_PER_TOKEN)
 
 
 class Estimates:
@@ -84,7 +83,9 @@ class Estimates:
     def count(self, prompt: Any) -> int | Awaitable[int]:
         """How many input tokens a prompt has, or a coroutine that finds out."""
         counted = self._count(prompt)
-        return self._counted(prompt, counted) if inspect.isawaitable(counted) else counted
+        if isinstance(counted, int) or not inspect.isawaitable(counted):
+            return counted
+        return self._counted(prompt, counted)
 
     async def _counted(self, prompt: Any, counted: Awaitable[int]) -> int:
         try:
@@ -105,7 +106,7 @@ class Estimates:
         """Take note of what a job of so many counted tokens used; one without output tells nothing."""
         if not usage.output_tokens:
             return
-        seen = (float(usage.input_tokens - counted), float(usage.output_tokens))
+        seen = usage.input_tokens - counted, usage.output_tokens
         key = (tenant, gate)
         before = self._known.get(key) or self._gates.get(gate)
         self._known[key] = seen if before is None else _moved(before, seen)
