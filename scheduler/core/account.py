@@ -24,13 +24,14 @@ Amounts = tuple[int, ...]
 class Shape:
     """A quota made ready for arithmetic, shared by all accounts with an equal quota.
 
-    Only `last` ever changes: the cost that was asked for last and its amounts, since to start one job takes
-    them half a dozen times.
+    Only two things ever change, since to start one job takes its amounts half a dozen times: `last` is the
+    cost that was asked for last with its amounts, `fits` the one that was last found to fit.
     """
 
     __slots__ = (
         "capacities",
         "concurrency",
+        "fits",
         "last",
         "limits",
         "metered",
@@ -63,7 +64,8 @@ class Shape:
         self.share = self.weight[0] / self.weight[1]
         self.one = tuple(map(mul, self.used(ONE), self.units))
         self.last = ONE, self.one
-        self.one_never = self._never(ONE)
+        self.fits: Cost | None = None
+        self.one_never = self._never(self.one)
         self.nothing = (0,) * len(self.scales)
 
     def amounts(self, cost: Cost) -> Amounts:
@@ -77,14 +79,20 @@ class Shape:
 
     def never(self, cost: Cost) -> tuple[str, int, int] | None:
         """The first limit that `cost` can never fit, as (name, cost, burst), or None."""
-        return self.one_never if cost is ONE or not self.scales else self._never(cost)
-
-    def _never(self, cost: Cost) -> tuple[str, int, int] | None:
+        if cost is ONE or not self.scales:
+            return self.one_never
+        if cost is self.fits:
+            return None
         amounts = self.amounts(cost)
         if any(map(gt, amounts, self.capacities)):
-            for index, scale, amount in zip(self.limits, self.scales, amounts, strict=True):
-                if amount > scale.capacity:
-                    return DIMENSIONS[index], amount // scale.unit, scale.capacity // scale.unit
+            return self._never(amounts)
+        self.fits = cost
+        return None
+
+    def _never(self, amounts: Amounts) -> tuple[str, int, int] | None:
+        for index, scale, amount in zip(self.limits, self.scales, amounts, strict=True):
+            if amount > scale.capacity:
+                return DIMENSIONS[index], amount // scale.unit, scale.capacity // scale.unit
         return None
 
     def interval(self, amounts: Amounts) -> int:
@@ -143,8 +151,9 @@ class Account:
         only = self.shape.only
         if only is not None:
             return self.zeros[0] + amounts[0] <= only.p * now
-        for scale, zero, amount in zip(self.shape.scales, self.zeros, amounts, strict=True):
-            if zero + amount > scale.p * now:
+        zeros = self.zeros
+        for index, scale in enumerate(self.shape.scales):
+            if zeros[index] + amounts[index] > scale.p * now:
                 return False
         return True
 
@@ -162,7 +171,10 @@ class Account:
             zeros[0] = only.charge(zeros[0], time, amounts[0])
             return
         for index, scale in enumerate(self.shape.scales):
-            zeros[index] = scale.charge(zeros[index], time, amounts[index])
+            at, amount = scale.p * time, amounts[index]  # `Scale.charge`, in place
+            exact = zeros[index] + amount
+            floor = (exact if at - scale.p < exact < at else at) - scale.capacity + amount
+            zeros[index] = exact if exact > floor else floor
 
     def give_back(self, amounts: Amounts) -> None:
         """Return unused units; what lies above the burst is capped, and negative amounts are charged."""

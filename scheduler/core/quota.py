@@ -159,11 +159,12 @@ class Cost:
     output_tokens: int = 0
 
     def __post_init__(self) -> None:
-        used = self.requests, self.input_tokens, self.output_tokens
-        if used[0].__class__ is used[1].__class__ is used[2].__class__ is int and min(used) >= 0:
-            return  # nearly every call, several times
-        for name, value in zip(DIMENSIONS, used, strict=True):
-            whole(name, value, 0)
+        calls, read, written = self.requests, self.input_tokens, self.output_tokens
+        known = calls.__class__ is read.__class__ is written.__class__ is int
+        if known and calls >= 0 and read >= 0 and written >= 0:
+            return  # which is nearly always, and twice in a call
+        for name in DIMENSIONS:
+            whole(name, getattr(self, name), 0)
 
 
 @dataclass(frozen=True, slots=True)

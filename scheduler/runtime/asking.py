@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from scheduler.core.account import Shape, shape_of
+from scheduler.core.gate import Gate
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, instance
+from scheduler.core.tenant import Tenant
 from scheduler.runtime.arguments import (
     MAX_TENANT,
     Bounds,
@@ -99,20 +101,20 @@ class Asking(Reports):
         if unknown or any(gate.shape.metered for gate in self.engine.gates.values()):
             self.metering = True
 
-    def _is_metered(self, turn: Turn) -> bool:
-        """Whether the job's tenant, or its gate, limits tokens."""
-        if self.engine.gates[turn.gate].shape.metered:
-            return True
-        known = self.engine.tenants.get(turn.tenant)
-        return self._unknown if known is None else known.shape.metered
+    def _metered(self, turn: Turn) -> tuple[Gate, Tenant | None] | None:
+        """The job's gate and tenant, if one of them limits tokens."""
+        gate, known = self.engine.gates[turn.gate], self.engine.tenants.get(turn.tenant)
+        metered = self._unknown if known is None else known.shape.metered
+        return (gate, known) if metered or gate.shape.metered else None
 
     def reserve(self, turn: Turn, prompt: Any) -> Awaitable[None] | None:
         """Fix what a job is charged, by an estimate; what to await if counting its input takes a while."""
-        if not self._is_metered(turn):
+        accounts = self._metered(turn)
+        if accounts is None:
             return None
         counted = self.estimates.count(prompt)
         if isinstance(counted, int) or not inspect.isawaitable(counted):
-            self._charge(turn, counted)
+            self._charge(turn, counted, *accounts)
             return None
         return self._reserve_later(turn, counted)
 
@@ -121,24 +123,21 @@ class Asking(Reports):
 
     def expect(self, turn: Turn, counted: int) -> None:
         """Charge a turn an estimate for a prompt of so many tokens, if its tokens are limited."""
-        if self._is_metered(turn):
-            self._charge(turn, counted)
+        accounts = self._metered(turn)
+        if accounts is not None:
+            self._charge(turn, counted, *accounts)
 
-    def _charge(self, turn: Turn, counted: int) -> None:
+    def _charge(self, turn: Turn, counted: int, gate: Gate, known: Tenant | None) -> None:
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
-        gate, known = self.engine.gates[turn.gate], self.engine.tenants.get(turn.tenant)
-        if gate.zeros:
+        if gate.shape.never(cost) is not None:
             cost = fitted(cost, counted, gate.shape)
-        if known is not None:
+        if known is not None and known.shape.never(cost) is not None:
             cost = fitted(cost, counted, known.shape)
-        turn.cost, turn.counted = cost, counted
-        turn.plain = turn.plain and cost is ONE
+        turn.cost, turn.counted, turn.plain = cost, counted, False
 
 
 def fitted(cost: Cost, counted: int, shape: Shape) -> Cost:
     """An estimate that was learned must not refuse a job for ever: only what was counted may be too large."""
-    if shape.never(cost) is None:
-        return cost
     most = {
         DIMENSIONS[index]: scale.capacity // scale.unit
         for index, scale in zip(shape.limits, shape.scales, strict=True)
