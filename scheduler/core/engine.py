@@ -7,7 +7,7 @@ next time at which anything can happen. Nothing in here reads a clock, sleeps, l
 
 from __future__ import annotations
 
-from scheduler.core.account import shape_of
+from scheduler.core.account import Account, shape_of
 from scheduler.core.bucket import Scale
 from scheduler.core.entry import RUN_BITS, RUNNING, SEQUENCE_BITS, WAITING, Entry
 from scheduler.core.following import NEVER
@@ -108,18 +108,17 @@ class Engine(Ladder):
 
     def _start_alone(self, entry: Entry, now: int) -> bool:
         """Start a job that has all it needs while nobody waits; `_decide` would do the same."""
-        tenant, gate, root = entry.owner, entry.shared, self.root
+        tenant, gate, root, cost = entry.owner, entry.shared, self.root, entry.cost
         if entry.session is not None or entry.holder is not None or entry.expires is not None:
             return False
         if tenant.free <= 0 or gate.free <= 0 or root.free <= 0 or gate.paused_until > now:
             return False
-        amounts, shared = tenant.shape.amounts(entry.cost), gate.shape.amounts(entry.cost)
-        if not (tenant.affords(amounts, now) and gate.affords(shared, now)):
-            return False
-        if tenant.shape.never(entry.cost) or gate.shape.never(entry.cost):
-            return False
-        tenant.take(now, amounts)
-        gate.take(now, shared)
+        accounts: tuple[Account, ...] = (tenant, gate) if gate.zeros else (tenant,)
+        for account in accounts:
+            if account.shape.never(cost) or not account.affords(account.shape.amounts(cost), now):
+                return False
+        for account in accounts:
+            account.take(now, account.shape.amounts(cost))
         tenant.free -= 1
         gate.free -= 1
         root.free -= 1

@@ -112,9 +112,10 @@ class Asking(Reports):
         accounts = self._metered(turn)
         if accounts is None:
             return None
+        gate, known = accounts
         counted = self.estimates.count(prompt)
         if isinstance(counted, int) or not inspect.isawaitable(counted):
-            self._charge(turn, counted, *accounts)
+            self._charge(turn, counted, gate, known)
             return None
         return self._reserve_later(turn, counted)
 
@@ -129,7 +130,7 @@ class Asking(Reports):
 
     def _charge(self, turn: Turn, counted: int, gate: Gate, known: Tenant | None) -> None:
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
-        if gate.shape.never(cost) is not None:
+        if gate.zeros and gate.shape.never(cost) is not None:
             cost = fitted(cost, counted, gate.shape)
         if known is not None and known.shape.never(cost) is not None:
             cost = fitted(cost, counted, known.shape)
