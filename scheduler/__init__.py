@@ -1,6 +1,6 @@
 """waitline: each tenant gets a token bucket and a line; `submit` waits its turn instead of being refused."""
 
-from scheduler.core.policy import Policy, Rung
+from scheduler.core.policy import Overload, Policy, Rung
 from scheduler.core.quota import Cost, Quota, Rate, Usage
 from scheduler.core.signals import Answer, News, Signal, Upstream
 from scheduler.errors import (
@@ -31,6 +31,7 @@ __all__ = [
     "Job",
     "JobFailed",
     "News",
+    "Overload",
     "Policy",
     "Quota",
     "QuotaExceeded",

@@ -26,6 +26,9 @@ from scheduler.stores.values import Again, Claim, Ended
 PRUNING = 60.0
 """Seconds between looks for results that were kept long enough."""
 
+OFTEN = 50_000_000
+"""Nanoseconds after which a worker that claims asks again for leases and deadlines that have ended."""
+
 GIVE_UP = 3
 """Calls of `stop` after which nothing is waited for."""
 
@@ -63,7 +66,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._recordable = asyncio.Event()
         self._next_due: int | None = None  # what is known, in nanoseconds of the database's clock
-        self._look_at = 0
+        self._look_at = self._looked = 0
         self._crowded = SHORTEST
         self._stopping = 0
         self._main: asyncio.Task[Any] | None = None
@@ -127,8 +130,12 @@ class Worker:
 
     def _due(self, time: int) -> None:
         """Something may be due at `time` of the database's clock, if not before."""
-        self._next_due = time if self._next_due is None else min(time, self._next_due)
+        self._next_is(time)
         self._wake.set()
+
+    def _next_is(self, time: int | None) -> None:
+        if time is not None:
+            self._next_due = time if self._next_due is None else min(time, self._next_due)
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Claim and start jobs until it is time to stop; wait for the next thing that happens in between."""
@@ -152,10 +159,15 @@ class Worker:
         if room and self._next_due is not None and store.until(self._next_due) == 0:
             self._next_due = None  # what is heard from here on is news
             claimed = await store.claim(self.name, room)
-            for claim in claimed.claims if claimed is not None else ():
-                self._start(claim, group)
+            if claimed is not None:
+                for claim in claimed.claims:
+                    self._start(claim, group)
+                await asyncio.sleep(0)  # their handlers begin before anything else is asked
             if claimed is not None and claimed.more:
                 self._next_due = 0
+            elif claimed is not None and claimed.following is not None:
+                self._next_is(claimed.following[0])
+                self._look_at = min(self._look_at, self._looked + OFTEN)
             else:
                 self._look_at = 0  # only the database knows what comes next
         if store.until(self._look_at) == 0:
@@ -180,9 +192,9 @@ class Worker:
         if lost is not None and self._store.until(lost) == 0:
             await self._store.rescue(self._max_attempts)
             due, lost = await self._store.next()
-        if due is not None:
-            self._next_due = due if self._next_due is None else min(due, self._next_due)
-        latest = self._store.about() + int(SAFETY * NS)
+        self._next_is(due)
+        self._looked = self._store.about()
+        latest = self._looked + int(SAFETY * NS)
         self._look_at = latest if lost is None else min(lost, latest)
 
     # --- leases ---------------------------------------------------------------------------------------------

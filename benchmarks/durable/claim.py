@@ -47,7 +47,7 @@ async def copies(
     """Insert copies of rows `s` of a table, for each `n` of 1 to `to`, with some columns changed."""
     found = await connection.fetch(
         "select attname from pg_attribute "
-        "where attrelid = $1::text::regclass and attnum > 0 and not attisdropped",
+        "where attrelid = $1::text::regclass and attnum > 0 and not attisdropped and attgenerated = ''",
         table,
     )
     names = [row["attname"] for row in found]

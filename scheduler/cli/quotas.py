@@ -32,7 +32,7 @@ def apply_file(file: Path, /, *, data: Folder = None) -> int:
         The folder of the embedded PostgreSQL.
     """
     from scheduler.cli import durable
-    from scheduler.stores.configuration import read
+    from scheduler.configuration import read
     from scheduler.stores.postgres import PostgresStore
 
     try:

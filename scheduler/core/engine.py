@@ -79,19 +79,27 @@ class Engine(Ladder):
         """What `offer` decides, by the general rules."""
         tenant, gate = entry.owner, entry.shared
         never = tenant.shape.never(entry.cost) or gate.shape.never(entry.cost)
-        if never is not None:
-            self._fade(tenant, now)
-            return self._refused(entry, Refusal(Reason.NEVER, 0, never))
+        if never is not None and not entry.policy.ladder:
+            return self._refuse_for_ever(entry, never, now)
         self.sequence += 1
         entry.place_in_order(now, self.sequence)
-        if not self._startable(entry, now) and not self._knock(entry, now):
-            if not entry.policy.ladder or not self._degrade(entry, now):
-                return self._wait(entry, now)
+        if never is not None or not (self._startable(entry, now) or self._knock(entry, now)):
+            if not self._step_aside(entry, now):
+                return self._wait(entry, now) if never is None else self._refuse_for_ever(entry, never, now)
             if entry.deferred:
                 return None
-            tenant, gate = entry.owner, entry.shared
             if not self._startable(entry, now):
                 return self._wait(entry, now)
+        self._start(entry, now)
+        return None
+
+    def _refuse_for_ever(self, entry: Entry, never: tuple[str, int, int], now: int) -> Refusal:
+        self._fade(entry.owner, now)
+        return self._refused(entry, Refusal(Reason.NEVER, 0, never))
+
+    def _start(self, entry: Entry, now: int) -> None:
+        """Grant a job that nothing stands in front of."""
+        tenant, gate = entry.owner, entry.shared
         entry.promised = now
         if entry.session is not None and entry.holder is None:
             self.sessions[tenant.name, entry.session] = []
@@ -104,7 +112,6 @@ class Engine(Ladder):
         if tenant.lines:
             self._place_all(tenant, now)
         self._flush(now, now)
-        return None
 
     def _start_alone(self, entry: Entry, now: int) -> bool:
         """Start a job that has all it needs while nobody waits; `_decide` would do the same."""
@@ -148,10 +155,16 @@ class Engine(Ladder):
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.
         full = entry.holder is None and (0 if known is None else known.length) >= policy.max_queue
-        reason = decide(outlook, now, policy.max_wait_ns, full, entry.expires)
+        due = entry.expires
+        if due is not None and self.overload is not None:
+            due -= gate.hold  # it must end by then, not begin
+        reason = decide(outlook, now, policy.max_wait_ns, full, due)
         if gate.closed_until is not None:
-            reason = Reason.SPEND_LIMIT
-        elif reason is None and self.waiting >= self.max_waiting:
+            if tenant.placed is None:
+                self._fade(tenant, now)
+            wait = gate.wait_of_refused(gate.opens, now)
+            return self._refused(entry, Refusal(Reason.SPEND_LIMIT, wait))
+        if reason is None and self.waiting >= self.max_waiting:
             reason = Reason.MAX_WAITING
         if reason is not None:
             refusal = refuse(entry, now, run, outlook, reason, self.root)
@@ -190,6 +203,8 @@ class Engine(Ladder):
         False, and nothing done, if that is for the general rules to decide.
         """
         tenant, gate, policy = entry.owner, entry.shared, entry.policy
+        if self.overload is not None:
+            return False
         line, work, length = tenant.lines.get(gate.name), 0, 0
         if line is not None:
             if len(tenant.lines) > 1 or line.continuations or not line.blocks:
@@ -230,7 +245,7 @@ class Engine(Ladder):
             line.tail.start(entry.owner.shape.amounts(entry.cost))
         self._enter(line, entry, now)
         front = line.front
-        if front is None or entry.key < front.key or entry.holder is not None:
+        if front is None or entry.key < front.key or entry.holder is not None or self.overload is not None:
             self._place(line, now)
             self._flush(now, now)
         if overtakes:

@@ -12,16 +12,14 @@ nothing needs no slow approach.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from fractions import Fraction
-from typing import Any
 
 from scheduler.core.account import shape_of
 from scheduler.core.entry import WAITING, Entry
-from scheduler.core.gate import RAMP_FULL, Gate
+from scheduler.core.gate import RAMP_FULL, SPREAD, Gate
+from scheduler.core.limits import limits_of, named
 from scheduler.core.line import Line
 from scheduler.core.policy import Cause, Reason, Refusal
-from scheduler.core.quota import DIMENSIONS, NS, Quota, Rate, full_burst, nanoseconds
+from scheduler.core.quota import DIMENSIONS, NS, nanoseconds
 from scheduler.core.settling import Settling
 from scheduler.core.signals import Answer, News, Signal, What
 
@@ -36,9 +34,6 @@ BREATH = 2 * NS
 
 RAMP_STEP = 5 * NS
 """Nanoseconds after which growth that was slowed down goes on by one part of the limits."""
-
-SPREAD = 1_000_000
-"""Nanoseconds between those that are refused together, so that they do not come back together."""
 
 MINUTE = 60 * NS
 
@@ -60,9 +55,11 @@ class Following(Settling):
         if answer is Answer.ACCEPTED:
             self._accepted(gate, entry, now)
         elif answer is Answer.SPEND_LIMIT:
-            self._close(gate, now)
+            self._close(gate, entry, now)
         elif answer is Answer.OVERLOADED:
-            self._shrink(gate, now)
+            self._shrink(gate, entry.slot, now)
+            if signal.retry_after is not None:
+                self._hold_up(gate, now + named(signal.retry_after), now)
         else:
             if answer is Answer.RAMP:
                 self._slow_down(gate, entry.slot, now)
@@ -75,6 +72,13 @@ class Following(Settling):
         gate = self.gates[gate_name]
         if gate.closed_until is not None:
             self._open(gate, now)
+        for index, scale in enumerate(gate.shape.scales):
+            # What a pause emptied: from now on at the refill rate.
+            gate.zeros[index] = min(gate.zeros[index], scale.p * now - scale.unit)
+        if gate.cut:
+            self._allow(gate, gate.shape.concurrency, now)
+        gate.failures, gate.ramp = 0, RAMP_FULL
+        self._reshape(gate, now)
         self.pause(now, gate_name, now)
 
     def pause(self, now: int, gate_name: str, until: int) -> None:
@@ -97,8 +101,11 @@ class Following(Settling):
 
     def _degrade_heads(self, line: Line, now: int) -> None:
         """Let those at the front go another way, if they have a ladder: one by one, until one stays."""
-        while (head := line.head(True)) is not None and self._degrade(head, now):
+        while (head := line.head(True)) is not None and self._step_aside(head, now):
             pass
+
+    def _step_aside(self, entry: Entry, now: int) -> bool:
+        return bool(entry.policy.ladder) and self._degrade(entry, now)
 
     # --- slots --------------------------------------------------------------------------------------
 
@@ -115,11 +122,17 @@ class Following(Settling):
             gate.ramp, gate.ramped_at = gate.ramp + 1, now
             self._reshape(gate, now)
 
-    def _shrink(self, gate: Gate, now: int) -> None:
-        """Take slots away: the upstream is short."""
+    def _shrink(self, gate: Gate, since: int, now: int) -> None:
+        """Take slots away: the upstream is short. A call from before the last time takes only its own."""
         gate.failures += 1
-        slots = min(gate.slots, self.root.shape.concurrency)
-        fewer = slots // 2 if gate.failures > 1 else slots - 1 - (slots - 1) // GENTLE
+        slots = min(gate.slots, max(FLOOR, gate.running))
+        if since < gate.cut_at:
+            fewer = slots - 1
+        elif gate.failures > 1:
+            fewer = slots // 2
+        else:
+            fewer = slots - 1 - (slots - 1) // GENTLE
+        gate.cut_at = now
         if slots > FLOOR:
             self._allow(gate, max(FLOOR, fewer), now)
         else:
@@ -161,23 +174,17 @@ class Following(Settling):
             rate = getattr(shape.quota, name)
             if rate != getattr(before, name):
                 self.news.append(News(gate.name, What.LIMIT, now, float(rate.per_second * 60), name))
-        lines = [t.lines[gate.name] for t in self.tenants.values() if gate.name in t.lines]
+        waiting = [entry for entry in self.everyone() if entry.shared is gate]
         gate.backlog = [0] * len(shape.scales)
-        for line in lines:
-            for entry in line:
+        for entry in waiting:
+            if not entry.outside:
                 self._count_backlog(entry, 1)
         gate.delay(Cause.LIMIT_LOWERED, now)
         self.touched[gate] = None
-        for line in lines:
-            for entry in [*line, *self._behind(line.tenant.name, gate)]:
-                never = shape.never(entry.cost)
-                if never is not None:
-                    self._drop(entry, Refusal(Reason.NEVER, 0, never), now)
-
-    def _behind(self, tenant: str, gate: Gate) -> list[Entry]:
-        """A tenant's jobs for a gate that stand behind others of their sessions."""
-        parked = [e for (owner, _), behind in self.sessions.items() if owner == tenant for e in behind]
-        return [entry for entry in parked if entry.shared is gate]
+        for entry in waiting:
+            never = shape.never(entry.cost)
+            if never is not None and entry.state is WAITING and not self._step_aside(entry, now):
+                self._drop(entry, Refusal(Reason.NEVER, 0, never), now)
 
     def _tighten(self, gate: Gate, remaining: Mapping[str, int], since: int, now: int) -> None:
         """Lower buckets that hold clearly more than the upstream had left when the call began.
@@ -201,13 +208,15 @@ class Following(Settling):
 
     def _limited(self, gate: Gate, entry: Entry, signal: Signal, now: int) -> None:
         """Let nobody pass until the time that was named, and go on at the refill rate, not in a crowd."""
+        until = now + named(signal.retry_after or 0.0)
         if gate.closed_until is not None:
+            if gate.probe is entry:
+                gate.probe, gate.closed_until = None, until
             return
         if not gate.shape.scales:
-            self._shrink(gate, now)
+            self._shrink(gate, entry.slot, now)
         if signal.retry_after is None:
             return
-        until = now + nanoseconds("retry_after", signal.retry_after)
         for index, (amount, scale) in enumerate(
             zip(gate.shape.amounts(entry.cost), gate.shape.scales, strict=True)
         ):
@@ -216,7 +225,15 @@ class Following(Settling):
 
     def _hold_up(self, gate: Gate, until: int, now: int) -> None:
         """Pause a gate; a pause is never made shorter by an answer."""
-        if gate.closed_until is None and until > max(now, gate.paused_until):
+        before = max(now, gate.paused_until)
+        if gate.closed_until is not None or until <= before:
+            return
+        if until - before < SPREAD:
+            # Another one of the calls that were under way: nobody need be judged anew for that.
+            gate.paused_until = until
+            gate.delay(Cause.PAUSE, until)
+            self.touched[gate] = None
+        else:
             self.pause(now, gate.name, until)
             self.news.append(News(gate.name, What.PAUSED, now, (until - now) / NS))
 
@@ -228,17 +245,18 @@ class Following(Settling):
 
     # --- closed -------------------------------------------------------------------------------------
 
-    def _close(self, gate: Gate, now: int) -> None:
+    def _close(self, gate: Gate, entry: Entry, now: int) -> None:
         """Refuse all who wait at a gate, and let nobody pass but one probe at times."""
         probe = nanoseconds("spend_probe", gate.upstream.spend_probe)
         if gate.closed_until is None:
             self.news.append(News(gate.name, What.CLOSED, now, probe / NS))
-            gate.closed_until = now + probe
+        if gate.closed_until is None or gate.probe is entry:
+            gate.closed_until, gate.probe = now + probe, None
         gate.paused_until = NEVER
-        for count, entry in enumerate([e for e in self.everyone() if e.shared is gate], start=1):
-            if entry.state is WAITING and not self._degrade(entry, now):
-                wait = max(0, gate.closed_until - now) + count * SPREAD
-                self._drop(entry, Refusal(Reason.SPEND_LIMIT, wait), now)
+        for other in [e for e in self.everyone() if e.shared is gate]:
+            if other.state is WAITING and not self._step_aside(other, now):
+                wait = gate.wait_of_refused(gate.opens, now)
+                self._drop(other, Refusal(Reason.SPEND_LIMIT, wait), now)
         self.touched[gate] = None
 
     def _open(self, gate: Gate, now: int) -> None:
@@ -247,34 +265,3 @@ class Following(Settling):
         gate.late[Cause.PAUSE] = now
         self.touched[gate] = None
         self.news.append(News(gate.name, What.OPENED, now))
-
-
-def limits_of(gate: Gate) -> Quota:
-    """The limits that hold now: those of the upstream where it named any, by its ramp, under the ceiling."""
-    given, ceiling = gate.upstream.quota, gate.upstream.ceiling
-    rates: dict[str, Any] = {}
-    for name in DIMENSIONS:
-        rate, bound = getattr(given, name), getattr(ceiling, name, None)
-        if rate is None:
-            continue
-        per_second = Fraction(gate.told[name], 60) if name in gate.told else rate.per_second
-        if bound is not None:
-            per_second = min(per_second, bound.per_second)
-        if per_second != rate.per_second or gate.ramp < RAMP_FULL:
-            rates[name] = _rescaled(name, rate, per_second, Fraction(gate.ramp, RAMP_FULL))
-    return replace(given, **rates) if rates else given
-
-
-def _rescaled(name: str, rate: Rate, per_second: Fraction, ramp: Fraction) -> Rate:
-    """A rate of so much per second, in whole permits per minute and at least one.
-
-    The burst is at most a minute's permits, which is what the upstream would save up. Slower growth leaves
-    it as it is: it must not make a job too large for ever.
-    """
-    minute = max(1, int(per_second * 60))
-    burst = full_burst(name, rate)
-    burst = minute if rate.burst is None and name != "requests" else min(burst, minute)
-    try:
-        return Rate.per_minute(max(1, int(minute * ramp)), burst=burst)
-    except ValueError:  # a number that no bucket can keep exactly
-        return rate

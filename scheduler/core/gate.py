@@ -19,6 +19,12 @@ Turn = tuple[int, int, Line]
 NOBODY = 1 << 200
 """Above every key."""
 
+SPREAD = 1_000_000
+"""Nanoseconds between those that a closed or paused gate refuses, so that they do not come back together."""
+
+SPREADS = 60_000 * SPREAD
+"""Nanoseconds within which all of them are told their times."""
+
 RAMP_FULL = 32
 """Parts of the limits that are used when growth is not slowed down."""
 
@@ -30,9 +36,10 @@ class Gate(Account):
     whose head is a continuation and brings its slot along. `backlog` sums the waiting jobs' amounts in the
     gate's units; `lines` counts the tenants that have a line here, `crowd` sums their weights.
 
-    The rest follows the upstream. `cut`: slots that are withheld while it is short, `failures`: failed calls
-    since the last one that it accepted. `told`: the limits that it named, permits per minute. `ramp`: the
-    part of the limits that is used while growth is slowed down, in `RAMP_FULL` parts, since `ramped_at`.
+    The rest follows the upstream. `cut`: slots that are withheld while it is short, since `cut_at`;
+    `failures`: failed calls since the last one that it accepted. `told`: limits that it named, permits per
+    minute. `ramp`: the part of the limits that is used while growth is slowed down, in `RAMP_FULL` parts,
+    since `ramped_at`. `refused` is the time that the last one who was refused here was told.
     `closed_until`: when a spending limit may be probed, None while the gate is open; `probe`: who does.
     """
 
@@ -41,6 +48,7 @@ class Gate(Account):
         "closed_until",
         "crowd",
         "cut",
+        "cut_at",
         "eligible",
         "failures",
         "fair",
@@ -53,6 +61,7 @@ class Gate(Account):
         "probe",
         "ramp",
         "ramped_at",
+        "refused",
         "told",
         "upstream",
     )
@@ -70,7 +79,8 @@ class Gate(Account):
         self.lines = 0
         self.crowd = 0.0
         self.late: dict[Cause, int] = {}
-        self.cut = self.failures = 0
+        self.cut = self.failures = self.refused = 0
+        self.cut_at = now
         self.told: dict[str, int] = {}
         self.ramp, self.ramped_at = RAMP_FULL, now
         self.closed_until: int | None = None
@@ -88,7 +98,15 @@ class Gate(Account):
 
     def shut_to(self, entry: Entry) -> bool:
         """Whether a call must not begin although it was granted: the gate was closed since."""
-        return self.closed_until is not None and self.probe is not entry
+        return self.closed_until is not None and self.probe is not entry and not entry.deferred
+
+    def wait_of_refused(self, until: int, now: int) -> int:
+        """In how long to come back, after `until`: another time for each that is refused here."""
+        told = max(until, now + 1)
+        if self.refused >= told:
+            told = self.refused + SPREAD if self.refused < told + SPREADS else told + 1
+        self.refused = told
+        return told - now
 
     def turn(self, slot: bool) -> Turn | None:
         """Whose turn it is, given whether a slot is free."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from scheduler.core.account import Projection
 from scheduler.core.entry import NEW, RUNNING, WAITING, Alarm, Entry
-from scheduler.core.following import Following
+from scheduler.core.following import NEVER, Following
 from scheduler.core.gate import Gate
 from scheduler.core.outlook import Ahead, expect, run_to
 from scheduler.core.policy import Cause, Outlook, Rung
@@ -35,24 +35,29 @@ class Plan(NamedTuple):
     expected: int
 
 
+def since(entry: Entry) -> int:
+    """From when on a job's wait counts: its arrival, or the start of the try that it came back from."""
+    return max(entry.arrival, entry.slot)
+
+
 class Ladder(Following):
     """What jobs can look forward to, and the steps by which their service degrades.
 
-    `defers`: whether there is somebody to take deferred jobs; else such rungs are passed over.
+    `max_deferred`: how many jobs may be deferred at a time; 0 where nobody takes them.
     """
 
-    defers = False
+    max_deferred = 0
 
     def _degrade(self, entry: Entry, now: int) -> bool:
         """Take the rungs whose time has come and that help. True if the job goes another way now."""
-        if not entry.policy.ladder or entry.outside or entry.holder is not None:
+        if entry.outside or entry.holder is not None:
             return False
         begin = Plan(entry.shared, entry.cost, entry.model, entry.max_tokens, False, 0)
         plan = begin = begin._replace(expected=self._foresee(entry, begin, now))
         taken, predicted = entry.rung, 0
         self._ease(entry, plan.expected)
         for index in range(entry.rung, len(entry.policy.ladder)):
-            rung, wait = entry.policy.ladder[index], plan.expected - entry.arrival
+            rung, wait = entry.policy.ladder[index], plan.expected - since(entry)
             if plan.deferred or wait < self._threshold(entry, rung):
                 break
             better = self._better(entry, plan, rung, now)
@@ -85,7 +90,8 @@ class Ladder(Following):
     def _better(self, entry: Entry, plan: Plan, rung: Rung, now: int) -> Plan | None:
         """The plan with one more rung, if that makes the start earlier or the cost smaller."""
         if rung.defer is not None:
-            free = self.defers and plan.expected > now and not self._session_ahead(entry)
+            free = self.deferred < self.max_deferred and plan.expected > now
+            free = free and not self._session_ahead(entry)
             return plan._replace(deferred=True, expected=now) if free else None
         name = rung.gate or rung.model
         gate = plan.gate if name is None else self.gates.get(name, plan.gate)
@@ -96,21 +102,50 @@ class Ladder(Following):
         if plan.max_tokens is not None and most is not None:
             most = min(most, plan.max_tokens)
         new = Plan(gate, cost, rung.model or plan.model, most or plan.max_tokens, False, 0)
+        if gate.closed_until is not None or (gate is not plan.gate and self._is_full(entry, gate)):
+            return None
         if entry.owner.shape.never(cost) or gate.shape.never(cost):
             return None
         new = new._replace(expected=self._foresee(entry, new, now))
         return new if new.expected < plan.expected or smaller else None
 
+    def _is_full(self, entry: Entry, gate: Gate) -> bool:
+        """Whether its tenant's line at a gate is as long as its policy allows."""
+        line = entry.owner.lines.get(gate.name)
+        return line is not None and line.length >= entry.policy.max_queue
+
     def _foresee(self, entry: Entry, plan: Plan, now: int) -> int:
-        """When the job would start if it were served by a plan."""
+        """When the job would start if it were served by a plan; about so, if it is in the midst of a line."""
         before = entry.shared, entry.cost
         entry.shared, entry.cost = plan.gate, plan.cost
         try:
-            if entry.state is NEW and self._startable(entry, now):
+            if entry.owner.shape.never(plan.cost) or plan.gate.shape.never(plan.cost):
+                return NEVER
+            if entry.state is WAITING:
+                return max(now, self._roughly(entry, now))
+            if self._startable(entry, now):
                 return now
             return max(now, self._outlook(entry, now)[0].expected)
         finally:
             entry.shared, entry.cost = before
+
+    def _roughly(self, entry: Entry, now: int) -> int:
+        """When a waiting job is expected to start, without a walk along the line: by the mean of its work."""
+        tenant, lines = entry.owner, entry.owner.lines.values()
+        before = [(line, min(line.size, line.ahead(entry.key))) for line in lines if line.size]
+        starts = []
+        for begin in (now, max(now, entry.shared.opens)):
+            latest = begin
+            for index, (scale, zero) in enumerate(zip(tenant.shape.scales, tenant.zeros, strict=True)):
+                work = sum(line.work[index] * ahead // line.size for line, ahead in before)
+                if not entry.paid:
+                    work += tenant.shape.amounts(entry.cost)[index]
+                latest = max(latest, scale.ready(max(zero, scale.full(begin)), work))
+            starts.append(latest)
+        own = tenant.lines.get(entry.shared.name)
+        position = 0 if own is None else own.ahead(entry.key)
+        ahead = Ahead(position, self.waiting, self._session_ahead(entry))
+        return expect(entry, now, starts[0], starts[1], self.root, ahead).expected
 
     def _threshold(self, entry: Entry, rung: Rung) -> int:
         """The predicted wait from which a rung is taken: less for a tenant that takes it already."""
@@ -120,7 +155,7 @@ class Ladder(Following):
     def _ease(self, entry: Entry, expected: int) -> None:
         """Forget which rung the tenant took here, once a wait is clearly shorter than that."""
         steps, name = entry.owner.steps, entry.shared.name
-        if steps and expected - entry.arrival < steps.get(name, 0) * 3 // 4:
+        if steps and expected - since(entry) < steps.get(name, 0) * 3 // 4:
             del steps[name]
 
     # --- going another way --------------------------------------------------------------------------
@@ -128,44 +163,53 @@ class Ladder(Following):
     def _go_to(self, entry: Entry, plan: Plan) -> None:
         entry.shared, entry.cost, entry.gate = plan.gate, plan.cost, plan.gate.name
 
-    def _move(self, entry: Entry, plan: Plan, now: int) -> None:
-        """Let a waiting job go on by another plan, with the place that its key gives it."""
+    def _take_out(self, entry: Entry, now: int) -> None:
+        """Take a waiting job out of its line, without an end to it."""
         line = entry.owner.lines[entry.shared.name]
         self._leave(line, entry)
         entry.owner.forget_tails()
-        self._go_to(entry, plan)
         if line.front is entry or line.empty:
             self._place(line, now)
+
+    def _move(self, entry: Entry, plan: Plan, now: int) -> None:
+        """Let a waiting job go on by another plan, with the place that its key gives it.
+
+        Nobody need be judged anew: a tenant's permits go to its jobs by their keys, at whatever gate.
+        """
+        self._take_out(entry, now)
+        self._go_to(entry, plan)
         self.waiting += 1
         if entry.expires is not None:
             self.events.put((entry.expires, EXPIRE, entry.key, entry))
-        self._line(entry.owner, entry.shared).tighten(entry.policy.max_wait_ns)
-        self._come_in(entry, Cause.GATE, now)
+        line = self._line(entry.owner, entry.shared)
+        line.tighten(entry.policy.max_wait_ns)
+        self._worsen(entry.owner, Cause.GATE, now)
+        self._enter(line, entry, now)
+        self._place(line, now)
 
     def _defer(self, entry: Entry, now: int) -> None:
         """Let a job out of the line for good: it is served without permits and slots, whenever that is."""
         if entry.state is WAITING:
-            line = entry.owner.lines[entry.shared.name]
-            self._leave(line, entry)
-            entry.owner.forget_tails()
-            if line.front is entry or line.empty:
-                self._place(line, now)
+            self._take_out(entry, now)
             self.moved.append(entry)
-        elif entry.session is not None:
-            self.sessions[entry.owner.name, entry.session] = []
-        if entry.state is NEW:
+        else:
             entry.promised = now
+            if entry.session is not None:
+                self.sessions[entry.owner.name, entry.session] = []
         entry.deferred, entry.state, entry.slot = True, RUNNING, now
+        self.deferred += 1
         self.granted += 1
 
     def _watch(self, entry: Entry, now: int) -> None:
-        """Have a waiting job looked at when it has waited for as long as the next rung says."""
-        rungs = entry.policy.ladder[entry.rung :]
+        """Have a waiting job looked at when it has waited for as long as the next rung says.
+
+        What is left after that was of no help so far; it is asked again after half as long again each time.
+        """
+        rungs, begin = entry.policy.ladder[entry.rung :], since(entry)
         if not rungs:
             return
-        due = [entry.arrival + rung.after_ns for rung in rungs if entry.arrival + rung.after_ns > now]
-        # All that is left was of no help so far: perhaps it is later.
-        time = min(due) if due else now + max(NS, rungs[-1].after_ns // 4)
+        due = [begin + rung.after_ns for rung in rungs if begin + rung.after_ns > now]
+        time = min(due) if due else now + max(NS, (now - begin) // 2)
         entry.alarm = Alarm(entry)
         self.sequence += 1
         self.events.put((time, LADDER, self.sequence, entry.alarm))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,18 @@ if TYPE_CHECKING:
 BLOCK = 256
 """Jobs in a block; a full one is split in two."""
 
+NEVER = 1 << 62
+"""A deadline that does not come."""
+
 _key = attrgetter("key")
 
 
 def _last_key(block: list[Entry]) -> int:
     return block[-1].key
+
+
+def _urgency(entry: Entry) -> tuple[int, int, Entry]:
+    return (NEVER if entry.expires is None else entry.expires, entry.key, entry)
 
 
 class Line:
@@ -39,7 +47,8 @@ class Line:
     to the line but stand outside it: in backoff, or behind another job of their session. `work` sums the
     waiting jobs' amounts per bucket of the tenant. `tail` remembers how the buckets will stand behind the
     last job, where that takes a walk. `tightest` is the shortest `max_wait` anybody joined with. `late` says
-    until when a named cause has delayed the line.
+    until when a named cause has delayed the line. `urgent` has its jobs by their deadlines, while that is
+    their order; those that have left are skipped when they surface.
     """
 
     __slots__ = (
@@ -55,6 +64,7 @@ class Line:
         "tail",
         "tenant",
         "tightest",
+        "urgent",
         "work",
     )
 
@@ -72,6 +82,7 @@ class Line:
         self.late: dict[Cause, int] | None = None
         self.tail: Projection | None = None
         self.tightest: int | None = None
+        self.urgent: list[tuple[int, int, Entry]] | None = None
 
     @property
     def length(self) -> int:
@@ -100,9 +111,34 @@ class Line:
                 return run
         return first
 
+    def last(self) -> Entry:
+        """The job that came last."""
+        return self.blocks[-1][-1]
+
+    def most_urgent(self) -> Entry:
+        """The job whose deadline comes first; of those without one, the first in line. O(log n) amortised."""
+        if self.urgent is None:
+            self.urgent = [_urgency(entry) for block in self.blocks for entry in block]
+            heapify(self.urgent)
+        while True:
+            entry = self.urgent[0][2]
+            if self.holds(entry):
+                return entry
+            heappop(self.urgent)
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether a job stands in this line."""
+        if not self.blocks or entry.key > self.blocks[-1][-1].key:
+            return False
+        block = self.blocks[bisect_left(self.blocks, entry.key, key=_last_key)]
+        index = bisect_left(block, entry.key, key=_key)
+        return index < len(block) and block[index] is entry
+
     def push(self, entry: Entry) -> None:
         """Let a job in, at the place of its key."""
         self._add_work(entry, 1)
+        if self.urgent is not None and entry.holder is None:
+            heappush(self.urgent, _urgency(entry))
         if entry.holder is not None:
             if self.continuations is None:
                 self.continuations = []

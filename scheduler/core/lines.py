@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from scheduler.core.account import Projection
+from scheduler.core.account import SLOT_FLOOR, Projection
 from scheduler.core.entry import REFUSED, RUN_BITS, SEQUENCE_BITS, WAITING, Entry, State
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import in_order
+from scheduler.core.overload import head
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.register import BEHIND, HEAD, Register
 from scheduler.core.tenant import Tenant
@@ -123,9 +124,20 @@ class Lines(Register):
         if line.continuations:
             # A run under way must not stand behind a head that waits for the very slot the run holds.
             slot = slot and gate.free > 0 and self.root.free > 0
-        line.front = line.head(slot)
+        line.front = line.head(slot) if self.overload is None else head(line, slot, time, self.overload)
         if line.front is None and line.empty:
             self._drop_line(line, time)
+
+    def _refuse_overdue(self, line: Line, front: Entry, time: int) -> None:
+        """Refuse those who were overtaken for longer than they may wait, now that `front` goes."""
+        while line.blocks and (oldest := line.blocks[0][0]) is not front:
+            bound = oldest.policy.max_wait_ns
+            if bound is None or time - max(oldest.arrival, oldest.slot) <= bound:
+                return
+            self._refuse_now(oldest, Reason.MAX_WAIT, time)
+
+    def _refuse_now(self, entry: Entry, reason: Reason, time: int) -> None:
+        self._drop(entry, Refusal(reason, entry.shared.wait_of_refused(time + SLOT_FLOOR, time)), time)
 
     def _stand(self, line: Line, time: int, reserved: int) -> int:
         """Let the front wait for its permits, not before `reserved`, or go to its gate.
@@ -223,8 +235,10 @@ class Lines(Register):
 
     def _judge(self, line: Line, now: int) -> None:
         """Refuse who would now wait longer than allowed, by the tenant's own buckets and a pause."""
-        begin = max(now, line.gate.paused_until)
-        if line.tightest is None or not line.size or self._surely_in_time(line, begin):
+        begin = max(now, line.gate.opens)
+        if line.tightest is None or not line.size or line.gate.closed_until is not None:
+            return  # at a closed gate everybody is refused, and told why
+        if self._surely_in_time(line, begin):
             return
         run = Projection(line.tenant, begin)
         for entry in list(in_order(line.tenant)):
@@ -234,7 +248,7 @@ class Lines(Register):
             start = run.time if entry.paid else run.peek(amounts)
             bound, since = entry.policy.max_wait_ns, max(entry.arrival, entry.slot)
             if entry.shared is line.gate and bound is not None and start - since > bound and start > now:
-                if not self._degrade(entry, now):
+                if not entry.policy.ladder or not self._degrade(entry, now):
                     self._drop(entry, Refusal(Reason.MAX_WAIT, start - now), now)
                     continue
                 if entry.state is not WAITING:

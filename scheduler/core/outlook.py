@@ -117,20 +117,26 @@ def slot_start(entry: Entry, now: int, start: int, root: Account, position: int,
 
 
 def _gate_start(entry: Entry, now: int, position: int) -> int:
-    """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share."""
+    """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share.
+
+    By its share: while it gets what is before the job in its line, and what it owes, all others get as much
+    for their weights.
+    """
     tenant, gate = entry.owner, entry.shared
     in_line = entry.state is WAITING and not entry.outside and entry.gate == gate.name
     member = gate.name in tenant.lines
     alone = gate.lines == member
     rivals = gate.crowd + (0 if member else tenant.shape.share)
+    debt = gate.fair.debt(tenant.name)
     latest = now if gate.placed is None else gate.placed[0]
-    begin = max(now, gate.paused_until)
+    begin = max(now, gate.opens)
     for scale, zero, backlog, amount in zip(
         gate.shape.scales, gate.zeros, gate.backlog, gate.shape.amounts(entry.cost), strict=True
     ):
         work = backlog if in_line else backlog + amount
         if not alone:
-            work = min(work, max(amount, int((position + 1) * amount * rivals / tenant.shape.share)))
+            rounds = position * amount / tenant.shape.share + debt * scale.p
+            work = min(work, amount + int(rounds * rivals))
         latest = max(latest, scale.ready(max(zero, scale.full(begin)), work))
     return latest
 

@@ -54,6 +54,7 @@ class Cause(StrEnum):
     RETRY = "retry"
     USAGE_ABOVE_ESTIMATE = "usage_above_estimate"
     STALL = "stall"
+    OVERLOAD_ORDER = "overload_order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,28 @@ class Policy:
     def strict(cls) -> Policy:
         """Refuse whatever cannot start at once."""
         return cls(max_wait=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """What happens in a line whose oldest job has waited for more than `target` seconds, until it has not.
+
+    `order`: ``"deadline"``, the one whose deadline comes first goes first, or ``"newest"``, the one that came
+    last, since it is the likeliest to be wanted still. It is decided whenever the one before it starts; later
+    messages of runs go before all of them, and who is overtaken until its `max_wait` has passed is refused.
+    Where this is declared, a job that could not end before its deadline, by the mean time that jobs take, is
+    refused instead of begun. Raises ValueError or TypeError for anything else.
+    """
+
+    target: float
+    order: str = "deadline"
+    target_ns: int = field(init=False, repr=False, compare=False)
+    """`target` in nanoseconds, worked out once."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target_ns", nanoseconds("target", self.target))
+        if self.order not in ("deadline", "newest"):
+            raise ValueError(f"order: must be 'deadline' or 'newest', got {self.order!r}")
 
 
 class Outlook(NamedTuple):

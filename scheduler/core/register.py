@@ -10,6 +10,7 @@ from scheduler.core.agenda import Calendar
 from scheduler.core.entry import Entry
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
+from scheduler.core.policy import Overload
 from scheduler.core.quota import Quota
 from scheduler.core.signals import News, Upstream
 from scheduler.core.tenant import Tenant
@@ -36,6 +37,7 @@ class Register:
     `moved` the jobs whose state changed and whose callers must be told, in that order, `news` what happened
     at gates and nobody has read yet. `root` holds the scheduler's own slots. `sessions` has, for each session
     with a job in line or running, the jobs behind it, `runs` the lines in which continuations wait.
+    `deferred` counts the jobs that are served elsewhere. `overload` says what happens in a line that is late.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Register:
         self.sequence = 0
         self.stalls = 0
         self.granted = 0
+        self.deferred = 0
+        self.overload: Overload | None = None
 
     def everyone(self) -> list[Entry]:
         """All waiting jobs: in their lines, behind a job of their session, and in backoff."""

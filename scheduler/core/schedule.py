@@ -15,6 +15,7 @@ from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.lines import Lines
+from scheduler.core.overload import too_late
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.register import BEHIND, EXPIRE, GATE, HEAD, LADDER, RETURN
 
@@ -85,6 +86,9 @@ class Schedule(Lines):
                 gate.delay(Cause.PAUSE if gate.paused_until > time else Cause.GATE, ready)
                 self._wake_gate(gate, ready)
                 return
+            if too_late(front, time, self.overload):
+                self._refuse_now(front, Reason.DEADLINE, time)
+                continue
             line.agenda.pop()
             # A grant that nobody else waits for leaves no debt.
             self._let_go(line, front, time, now, start if gate.backlogged else None)
@@ -104,6 +108,9 @@ class Schedule(Lines):
             return False
         if not gate.affords(gate.shape.amounts(front.cost), time) or self._more_arrive(time):
             return False
+        if too_late(front, time, self.overload):
+            self._refuse_now(front, Reason.DEADLINE, time)
+            return True
         self._let_go(line, front, time, now, None)
         return True
 
@@ -127,6 +134,7 @@ class Schedule(Lines):
             or root.free <= 1
             or self.touched
             or self.runs
+            or self.overload is not None
             or len(tenant.lines) > 1
             or now - time > CATCH_UP
             or (len(items) > 1 and items[1][0] == time)
@@ -165,6 +173,8 @@ class Schedule(Lines):
 
     def _let_go(self, line: Line, front: Entry, time: int, now: int, start: int | None) -> None:
         """Grant the front of a line, and arrange the turn of those behind it."""
+        if self.overload is not None:
+            self._refuse_overdue(line, front, time)
         self._leave(line, front)
         self._grant(front, time, now, start, line)
         if front.watched and front.slot > front.promised:
@@ -253,7 +263,7 @@ class Schedule(Lines):
 
     def _return(self, entry: Entry, time: int) -> None:
         """A backoff is over: the job goes back to its line, by its key, if it can still fit its quota."""
-        never = entry.owner.shape.never(entry.cost)
+        never = entry.owner.shape.never(entry.cost) or entry.shared.shape.never(entry.cost)
         if never is not None:
             self._drop(entry, Refusal(Reason.NEVER, 0, never), time)
             return

@@ -61,8 +61,6 @@ class Settling(Changes):
         elif entry.state is RUNNING:
             if not entry.deferred:
                 self._correct(entry, NOTHING, now)
-            if entry.shared.probe is entry:
-                entry.shared.closed_until = now  # it has not tried: the next one may
             self._end(entry, ENDED, now)
 
     def grow(self, now: int, entry: Entry, output_tokens: int) -> None:
@@ -95,7 +93,7 @@ class Settling(Changes):
         gate, tenant = entry.shared, entry.owner
         if refused and entry.period:
             gate.fair.correct(tenant.name, -self._step(entry, entry.cost), entry.period)
-        entry.paid, entry.period = refused, 0
+        entry.paid, entry.period = refused and not entry.deferred, 0
         entry.plain = entry.plain and not refused
         start = max(not_before, gate.opens, now)
         bound, deadline = entry.policy.max_wait_ns, entry.expires
@@ -107,14 +105,16 @@ class Settling(Changes):
             reason = Reason.DEADLINE
         if shut or late or (bound is not None and start - now > bound):
             self._end(entry, REFUSED, now)
-            return self._refused(entry, Refusal(reason, max(1, start - now)))
+            return self._refused(entry, Refusal(reason, gate.wait_of_refused(start, now)))
         self._line(tenant, gate).outside += 1
         entry.state, entry.outside = WAITING, True
         self.waiting += 1
         self.events.put((start, RETURN, entry.fix_key(), entry))
-        if entry.holder is None and not entry.deferred:
+        if entry.deferred:
+            entry.deferred = False
+            self.deferred -= 1
+        elif entry.holder is None:
             self._release(entry, now, learn=not refused)
-        entry.deferred = False
         self._place_all(tenant, now)
         self._advance(now)
         self._flush(now, now)
@@ -158,9 +158,12 @@ class Settling(Changes):
         """The job is over: slots free, its session's next job in, the tenant perhaps idle."""
         entry.state = state
         if entry.shared.probe is entry:
-            entry.shared.probe = None
+            # It ended without a word about the limit: the next one may ask.
+            entry.shared.probe, entry.shared.closed_until = None, now
         if entry.holder is None:
-            if not entry.deferred:
+            if entry.deferred:
+                self.deferred -= 1
+            else:
                 self._release(entry, now)
             if entry.session is not None:
                 self._leave_session(entry, now, outside=False)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from scheduler.core.account import Shape, shape_of
 from scheduler.core.gate import Gate
 from scheduler.core.policy import Policy, Rung
-from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, instance
+from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance
 from scheduler.core.tenant import Tenant
+from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.arguments import (
     MAX_TENANT,
     Bounds,
@@ -20,6 +22,7 @@ from scheduler.runtime.arguments import (
     check_timeout,
 )
 from scheduler.runtime.grant import Turn
+from scheduler.runtime.job import Job
 from scheduler.runtime.reports import Reports
 
 Quotas = Quota | Mapping[str, Quota] | Callable[[str], Quota]
@@ -59,11 +62,15 @@ class Asking(Reports):
         else:
             policy = self._policy or self._policy_of(tenant)
         charged = ONE if cost is None else instance("cost", cost, Cost)
-        turn = kind(self, tenant, name, policy, charged)  # type: ignore[arg-type] # it is the Scheduler
-        if policy.ladder:
-            turn.plain = False
-            if policy.ladder is not self._ladder:
-                self._check_ladder(policy)
+        if not policy.ladder:
+            return kind(self, tenant, name, policy, charged)  # type: ignore[arg-type] # it is the Scheduler
+        if not issubclass(kind, Job):
+            # A grant's call is its caller's own, and cannot be changed here.
+            return kind(self, tenant, name, replace(policy, ladder=()), charged)  # type: ignore[arg-type]
+        if policy.ladder is not self._ladder:
+            self._check_ladder(policy)
+        turn = kind(self, tenant, name, policy, charged)  # type: ignore[arg-type]
+        turn.plain = False
         return turn
 
     def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
@@ -82,7 +89,7 @@ class Asking(Reports):
             name = rung.gate or (None if self._gate == "" else rung.model)
             if name is not None and name not in gates:
                 raise ValueError(f"ladder: there is no gate {name!r} for {rung!r}, only {sorted(gates)}")
-            if rung.defer is not None and not self.engine.defers:
+            if rung.defer is not None and not self.engine.max_deferred:
                 raise ValueError(f"ladder: {rung!r} needs a scheduler with deferred=, which takes such jobs")
         self._ladder = policy.ladder
 
@@ -107,20 +114,38 @@ class Asking(Reports):
         metered = self._unknown if known is None else known.shape.metered
         return (gate, known) if metered or gate.shape.metered else None
 
-    def reserve(self, turn: Turn, prompt: Any) -> Awaitable[None] | None:
-        """Fix what a job is charged, by an estimate; what to await if counting its input takes a while."""
+    def reserve(self, turn: Turn, prompt: Any) -> bool:
+        """Fix what a job is charged, by an estimate. False if counting takes a while: then await `count`."""
         accounts = self._metered(turn)
         if accounts is None:
-            return None
+            return True
+        if self.estimates.takes_a_while:
+            return False
         gate, known = accounts
-        counted = self.estimates.count(prompt)
-        if isinstance(counted, int) or not inspect.isawaitable(counted):
-            self._charge(turn, counted, gate, known)
-            return None
-        return self._reserve_later(turn, counted)
+        self._charge(turn, self.estimates.count(prompt), gate, known)
+        return True
 
-    async def _reserve_later(self, turn: Turn, counted: Awaitable[int]) -> None:
-        self.expect(turn, await counted)
+    async def count(self, turn: Turn, prompt: Any) -> None:
+        """The same, by a count that has to be awaited: within the job's time limit, and while open."""
+        if self.closed:
+            raise SchedulerClosed("the scheduler is closed")
+        left = None if turn.expires is None else max(0, turn.expires - self._now()) / NS
+        self._counting += 1
+        bound = asyncio.timeout(left)
+        try:
+            async with bound:
+                self.expect(turn, await self.estimates.count_later(prompt))
+        except TimeoutError:
+            if bound.expired():
+                raise DeadlineExceeded(turn.tenant, "timeout", left or 0.0) from None
+            raise
+        finally:
+            self._counting -= 1
+            self.changed()
+
+    async def _count_and_perform(self, job: Job) -> Any:
+        await self.count(job, job.prompt)
+        return await self.perform(job)
 
     def expect(self, turn: Turn, counted: int) -> None:
         """Charge a turn an estimate for a prompt of so many tokens, if its tokens are limited."""
@@ -130,10 +155,11 @@ class Asking(Reports):
 
     def _charge(self, turn: Turn, counted: int, gate: Gate, known: Tenant | None) -> None:
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
+        shape = shape_of(self.engine.quota_of(turn.tenant)) if known is None else known.shape
+        if shape.never(cost) is not None:
+            cost = fitted(cost, counted, shape)
         if gate.zeros and gate.shape.never(cost) is not None:
             cost = fitted(cost, counted, gate.shape)
-        if known is not None and known.shape.never(cost) is not None:
-            cost = fitted(cost, counted, known.shape)
         turn.cost, turn.counted, turn.plain = cost, counted, False
 
 

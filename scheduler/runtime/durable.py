@@ -41,6 +41,9 @@ class DurableScheduler(Admission):
         super().__init__(*arguments, **settings)
         if settings.get("gates") is not None:
             raise ValueError("gates: a store has no shared gates yet; leave them out")
+        for name in ("deferred", "estimates", "overload"):
+            if settings.get(name) is not None:
+                raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
 
     # --- life ---------------------------------------------------------------------------------------
@@ -149,11 +152,14 @@ class DurableScheduler(Admission):
         check_prompt(prompt, self._bounds.max_prompt_bytes)
         if gate:  # the only one has no name
             raise ValueError(f"gate: a store has no shared gates yet, got {gate!r}")
+        policy = self._policy_of(tenant) if policy is None else instance("policy", policy, Policy)
+        if policy.ladder:
+            raise ValueError(f"policy: a store has no ladders yet, got {len(policy.ladder)} rungs")
         return Request(
             tenant=tenant,
             prompt=json.dumps(prompt),
             quota=self.engine.quota_of(tenant),
-            policy=self._policy_of(tenant) if policy is None else instance("policy", policy, Policy),
+            policy=policy,
             cost=ONE if cost is None else instance("cost", cost, Cost),
             head_start=check_priority(priority, self._bounds.max_head_start) if priority else 0,
             session=None if session is None else check_session(session),

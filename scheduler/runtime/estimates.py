@@ -74,22 +74,23 @@ class Estimates:
         if not callable(count):
             raise TypeError(f"count: must be a callable, got {count!r}")
         self._count = count
+        self.takes_a_while = inspect.iscoroutinefunction(count)
         self._first = (0.0, float(whole("output_tokens", output_tokens, 1)))
         self._margin = float(positive("margin", margin))
         self._memory = whole("memory", memory, 1)
         self._gates: dict[str, list[float]] = {}
         self._known: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
 
-    def count(self, prompt: Any) -> int | Awaitable[int]:
-        """How many input tokens a prompt has, or a coroutine that finds out."""
-        counted = self._count(prompt)
-        if isinstance(counted, int) or not inspect.isawaitable(counted):
-            return counted
-        return self._counted(prompt, counted)
+    def count(self, prompt: Any) -> int:
+        """How many input tokens a prompt has, where that need not be awaited."""
+        counted: Any = self._count(prompt)
+        return whole("count: what it returned", counted, 0)
 
-    async def _counted(self, prompt: Any, counted: Awaitable[int]) -> int:
+    async def count_later(self, prompt: Any) -> int:
+        """How many input tokens a prompt has, where somebody else knows."""
         try:
-            return await counted
+            counted: Any = self._count(prompt)
+            return whole("count: what it returned", await counted, 0)
         except UpstreamError:
             return count_cheaply(prompt)
 

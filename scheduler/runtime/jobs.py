@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING, WAITING
+from scheduler.core.gate import SPREAD
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, NS, nanoseconds
 from scheduler.errors import (
@@ -33,6 +33,7 @@ class Jobs(Runs):
     """Runs jobs: `submit`'s in the caller's task, `enqueue`'s in the scheduler's task group."""
 
     _deferred: Any = None
+    _counting = 0
 
     def __init__(self, engine: Engine, clock: Clock, handler: Handler | None, bounds: Bounds) -> None:
         super().__init__(engine, clock, bounds)
@@ -101,7 +102,7 @@ class Jobs(Runs):
     def _busy(self) -> bool:
         """Whether any job waits, is about to resume, or runs."""
         engine = self.engine
-        return bool(engine.waiting or engine.moved or self.resuming or self._runs)
+        return bool(engine.waiting or engine.moved or self.resuming or self._runs or self._counting)
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -168,10 +169,8 @@ class Jobs(Runs):
             if job.tenant == tenant and job.sequence <= last:
                 self.interrupt(job, "cancelled")
 
-    async def perform(self, job: Job, has_turn: bool = False, counting: Awaitable[None] | None = None) -> Any:  # noqa: C901, PLR0912, PLR0915
+    async def perform(self, job: Job, has_turn: bool = False) -> Any:  # noqa: C901, PLR0912, PLR0915
         """Wait for a job's turn, unless it had it while nobody ran here; try it until it ends, and settle."""
-        if counting is not None:
-            await counting
         waited = has_turn or not self.offer(job)
         if waited and not has_turn:
             try:
@@ -242,7 +241,7 @@ class Jobs(Runs):
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
         now = self._now()
         again = now + nanoseconds("after", retry.after)
-        if retry.pause_gate and again > job.shared.paused_until:
+        if retry.pause_gate and again > job.shared.paused_until + SPREAD:  # unless the gate has heard of it
             self.engine.pause(now, job.gate, again)
         kind = str(getattr(retry.__cause__, "kind", type(retry.__cause__ or retry).__name__))
         if not retry.refused and job.attempt >= self._bounds.max_attempts:

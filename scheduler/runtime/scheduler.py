@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Overload, Policy
 from scheduler.core.quota import NS, Cost, Quota, instance, whole
 from scheduler.core.signals import News, Upstream
 from scheduler.runtime.arguments import Bounds, check_prompt, check_tenant, chooser
@@ -45,9 +45,10 @@ class Scheduler(Asking):
     a `Quota` or `Upstream` shared by all tenants, or a mapping of names to them. `max_waiting`: waiting jobs
     over all tenants; `max_running`: jobs that run at once; `max_attempts`: tries of a job whose handler
     raises `Retry`; `run_timeout`: seconds for every try; `max_prompt_bytes` and `max_head_start` (seconds)
-    bound `prompt` and `priority`. `deferred`: the handler of jobs that a rung defers. `estimates`: what jobs
-    that name no cost are charged where tokens are limited. `listener`: called with each `News` of a gate.
-    `clock`: the monotonic clock, unless a test brings another.
+    bound `prompt` and `priority`. `deferred`: the handler of jobs that a rung defers, which no `run_timeout`
+    bounds, for at most `max_deferred` at a time. `estimates`: what jobs that name no cost are charged where
+    tokens are limited. `overload`: the order of lines that are late. `listener`: called with each `News` of a
+    gate. `clock`: the monotonic clock, unless a test brings another.
 
     Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
     them). Without a shared store every process has its own buckets: N processes give N times the rate.
@@ -74,7 +75,9 @@ class Scheduler(Asking):
         max_head_start: float = 60.0,
         store: Any = None,
         deferred: Handler | None = None,
+        max_deferred: int = 10_000,
         estimates: Estimates | None = None,
+        overload: Overload | None = None,
         listener: Callable[[News], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -99,7 +102,9 @@ class Scheduler(Asking):
             raise TypeError(f"deferred: must be an async callable, got {deferred!r}")
         if deferred is not None:
             self._deferred = deferred
-        engine.defers = deferred is not None
+        engine.max_deferred = whole("max_deferred", max_deferred, 1) if deferred is not None else 0
+        if overload is not None:
+            engine.overload = instance("overload", overload, Overload)
         if estimates is not None:
             self.estimates = instance("estimates", estimates, Estimates)
         if listener is not None:
@@ -144,8 +149,8 @@ class Scheduler(Asking):
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._bounds.max_prompt_bytes)
         job.prompt, job.timeout = prompt, timeout
-        if cost is None and self.metering and (counting := self.reserve(job, prompt)) is not None:
-            return self.perform(job, counting=counting)
+        if cost is None and self.metering and not self.reserve(job, prompt):
+            return self._count_and_perform(job)
         return self.perform(job)
 
     async def enqueue(
@@ -173,8 +178,8 @@ class Scheduler(Asking):
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
         check_prompt(prompt, self._bounds.max_prompt_bytes)
         job.prompt, job.timeout = prompt, timeout
-        if cost is None and self.metering and (counting := self.reserve(job, prompt)) is not None:
-            await counting
+        if cost is None and self.metering and not self.reserve(job, prompt):
+            await self.count(job, prompt)
         job.ticket = ticket = Ticket(job)
         self.offer(job)
         if job.state is RUNNING:
@@ -244,8 +249,11 @@ class Scheduler(Asking):
             grant.holder, grant.plain = held, False
             if grant.policy.max_wait == 0:
                 grant.policy = Policy()
-        if self.metering and (counting := self.reserve(grant, getattr(message, "prompt", ""))) is not None:
-            await counting
+        prompt = getattr(message, "prompt", "")
+        if self.metering and not self.reserve(grant, prompt):
+            await self.count(grant, prompt)
+            if held is not None and held.state is not RUNNING:
+                grant.holder = None  # its run is over: it has no slot any more that this could use
         if not self.offer(grant):
             await self.turn(grant)
         return grant

@@ -45,6 +45,7 @@ def check_slots(engine: Engine, jobs: list[Entry]) -> None:
 
 def check_lines(engine: Engine, waiting: list[Entry]) -> None:
     """Each line has the jobs that wait for it, in order, and their sums."""
+    assert not [e for e in waiting if e.shared.closed_until is not None], "nobody waits at a closed gate"
     lines = {(t.name, line.gate.name): line for t in engine.tenants.values() for line in t.lines.values()}
     assert {(e.owner.name, e.shared.name) for e in waiting} == set(lines)
     assert set(engine.runs) == {line for line in lines.values() if line.continuations}

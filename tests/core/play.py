@@ -243,7 +243,7 @@ def engine(
     """An engine with one quota for all tenants, or one each, and one gate without limits by default."""
     quota_of: Callable[[str], Quota] = quota.__getitem__ if isinstance(quota, Mapping) else lambda _: quota
     made = kind(now, quota_of, gates or {"": Quota()}, max_running)
-    made.defers = True
+    made.max_deferred = 1000
     return made
 
 

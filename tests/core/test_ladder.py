@@ -116,7 +116,7 @@ def test_the_last_rung_is_a_refusal() -> None:
 def test_nobody_takes_deferred_jobs() -> None:
     """Then that rung is passed over."""
     play = two()
-    play.engine.defers = False
+    play.engine.max_deferred = 0
     fill(play, 71)
     fill(play, 71, "small")
     assert served(offer(play)) == SHORT_LARGE

@@ -40,6 +40,7 @@ STATEMENTS = {
     "renew": statement("home_beat"),
     "plain": "select * from waitline.submit_plain(",
     "ended": "select waitline.settle_plain(",
+    "claimed": "select * from waitline.claim_plain(",
 }
 """How the statements begin that have points of their own."""
 
@@ -50,6 +51,8 @@ UNSURE = ("locked", "sent", "after")
 
 WORKER_POINTS = (
     *(f"claim.{moment}" for moment in TRANSACTION),
+    "claimed.sent",
+    "claimed.after",
     "handler.start",
     "handler.end",
     *(f"settle.{moment}" for moment in TRANSACTION),
@@ -109,8 +112,12 @@ class Passage:
 _passage: ContextVar[Passage | None] = ContextVar("passage", default=None)
 
 
-async def _leave_it_to_the_general_way(*_: Any) -> None:
+async def _leave_ends_to_the_general_way(*_: Any) -> None:
     return None
+
+
+async def _leave_claims_to_the_general_way(*_: Any) -> tuple[bool, None]:
+    return False, None
 
 
 def _always() -> bool:
@@ -160,7 +167,9 @@ class Trap:
         """Wrap the store and its driver in this process. `renamed`: operations with another name here."""
         if (self._point or "").startswith("settle."):
             # Nearly all tries end in one round trip; these points are of the transaction for all others.
-            setattr(plain, "settle", _leave_it_to_the_general_way)  # noqa: B010
+            setattr(plain, "settle", _leave_ends_to_the_general_way)  # noqa: B010
+        if (self._point or "").startswith("claim."):
+            setattr(plain, "claim", _leave_claims_to_the_general_way)  # noqa: B010
         for owner, method, name in OPERATIONS:
             wrapped = self._operation(renamed.get(name, name), getattr(owner, method))
             setattr(owner, method, wrapped)

@@ -106,3 +106,15 @@ async def test_jobs_that_come_back_together_go_in_their_order_however_few_there_
         while found := await store.claim("worker", slots):
             order += [claim.id for claim in found.claims]
         assert order == ids
+
+
+async def test_a_claim_ends_a_caller_whose_time_ran_out_in_line(dsn: str) -> None:
+    """A claim may come before the rescue that looks for it: the lease of a waiting caller goes with it."""
+    async with opened(dsn) as store:
+        await store.submit(request())
+        asked = Request("acme", None, ONE_AT_A_TIME, Policy(), ONE, timeout=NS, home="here", lease=9 * NS)
+        caller = await store.submit(asked)
+        await store.move(store.now + 2 * NS)
+        assert len(await claimed(store, "worker")) == 1  # the job before it takes the only slot
+        ended = await store.rows(f"select state, kind, lease from waitline.job where id = {caller.id}")
+        assert ended == [(FAILED, "timeout", None)]

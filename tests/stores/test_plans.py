@@ -41,7 +41,7 @@ TENANTS = """
 insert into waitline.tenant (name, quota, zeros, work, as_of, waiting, running, due)
 select u.name, $3, '{0}', '{0}', waitline.now_ns(), 100000, 100, waitline.now_ns() + u.due
 from (
-    values ('acme', 0), ('long', 0), ('blocked', null), ('lost', null)
+    values ('acme', 0), ('long', 0), ('blocked', null), ('lost', null), ('plain', -$4::bigint)
     union all select 'later-' || n, $4::bigint from generate_series($1::bigint, $2) as n
     union all select 'never-' || n, null from generate_series($1::bigint, $2) as n
 ) as u (name, due)
@@ -59,10 +59,14 @@ with kinds (tenant, state, crowd, in_line, returns, ends, session, key, home) as
         ('lost', 1, false, false, null, -$4::bigint, null, null, null),
         ('lost', 0, false, true, null, -$4::bigint, null, null, null),
         ('lost', 0, false, true, null, -$4::bigint, null, null, 'gone'),
+        ('plain', 0, false, true, null, $4::bigint, null, null, null),
         -- what must not matter
         ('acme', 2, true, false, null, null, 'chat', 'done', null),
         ('acme', 0, true, false, $4::bigint, null, null, null, null),
         ('acme', 0, true, false, null, null, 'crowd', null, null),
+        ('plain', 2, true, false, null, null, null, null, null),
+        ('plain', 0, true, true, null, $4::bigint, null, null, null),
+        ('plain', 0, true, false, null, null, 'crowd', null, null),
         ('long', 0, true, true, null, $4::bigint, null, 'long', null),
         ('blocked', 0, true, true, null, $4::bigint, null, 'blocked', null),
         ('blocked', 0, true, true, null, $4::bigint, null, null, 'elsewhere'),
@@ -120,6 +124,11 @@ async def claim(connection: asyncpg.Connection, batch: Batch) -> object:
     return claimed is not None and claimed.claims
 
 
+async def claim_plain(connection: asyncpg.Connection, batch: Batch) -> object:
+    done, claimed = await plain.claim(connection, "w", BATCH, batch.now - HOUR // 2, SECOND)
+    return done and claimed is not None and len(claimed.claims) == BATCH
+
+
 async def claim_callers(connection: asyncpg.Connection, batch: Batch) -> object:
     return await claiming.claim_callers(connection, "here", ["acme", "blocked"], batch.now, SECOND)
 
@@ -171,6 +180,10 @@ async def prune(connection: asyncpg.Connection, batch: Batch) -> object:
 
 OPERATIONS: dict[str, tuple[Operation, set[str]]] = {
     "claim": (claim, {"tenant_due", "job_line", "job_returns", "job_home"}),
+    "claim of plain jobs": (
+        claim_plain,
+        {"tenant_due", "tenant_pkey", "job_line", "job_returns", "job_home", "job_call"},
+    ),
     "claim_callers": (claim_callers, {"job_line", "job_returns", "job_home"}),
     "settle": (settle, {"job_session"}),
     "settle of plain tries": (settle_plain, {"job_pkey", "tenant_pkey"}),

@@ -44,6 +44,7 @@ class Claimed(NamedTuple):
 
     `callers`: (id, slot) of those of the claiming process that run their own work. `moved`: whether any line
     is another one than before. `blocked`: tenants whose callers wait although something is due.
+    `following`: when something is due next, of whatever tenant, if that was asked too.
     """
 
     claims: list[Claim]
@@ -51,6 +52,7 @@ class Claimed(NamedTuple):
     callers: Sequence[tuple[int, int]] = ()
     moved: bool = True
     blocked: Mapping[str, Blocked] = {}
+    following: tuple[int | None] | None = None
 
 
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from asyncpg import Connection
 
+from scheduler.configuration import Configuration
 from scheduler.core import ledger
-from scheduler.stores.configuration import Configuration
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import Settlement, kind_of, why

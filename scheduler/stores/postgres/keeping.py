@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from scheduler.configuration import Applied, Configuration
 from scheduler.core.quota import NS, positive
-from scheduler.stores.configuration import Applied, Configuration
 from scheduler.stores.postgres import configuring, forgetting, operations
 from scheduler.stores.postgres.connections import Connections
 from scheduler.stores.postgres.conversations import Conversations

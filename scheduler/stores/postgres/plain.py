@@ -1,10 +1,10 @@
-"""Submit and settle, the plain case: what nearly every job asks of the database, in one round trip each.
+"""Submit, claim and settle, the plain case: what nearly every job asks for, in one round trip each.
 
 The database itself judges jobs of one request each, of tenants with one bucket and nothing else, by the
 formula of `scheduler.core.outlook` for one bucket and the back of a line. Where it finds anything else (a
 tenant that it does not know, another quota than the one that is given, a job that its policy would refuse)
-it answers nothing, and `submitting` decides. In the same way it ends jobs that used what they cost, or leaves
-that to `settling`.
+it answers nothing, and `submitting` decides. In the same way it grants jobs, or leaves that to `claiming`,
+and ends those that used what they cost, or leaves that to `settling`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from asyncpg import Connection
 
 from scheduler.core.account import UNLIMITED, shape_of
 from scheduler.core.quota import ONE, Quota
-from scheduler.stores.postgres.rows import write_quota
+from scheduler.stores.postgres.claiming import AHEAD, JOBS, TENANTS, Claimed
+from scheduler.stores.postgres.rows import cost_of, write_quota
 from scheduler.stores.postgres.settling import Ending, payloads
-from scheduler.stores.values import Accepted, Ended, Request
+from scheduler.stores.values import Accepted, Claim, Ended, Request
 
 MOST = (1 << 31) - 1
 """Jobs that no line ever has."""
+
+LONGEST_PAUSE = 63
+"""Claims that go the general way before one is tried in the plain way again, at most."""
 
 Bucket = tuple[str, int, int, int]
 """A quota as it is stored, and its one bucket: units per nanosecond, per permit and when full."""
@@ -36,6 +40,10 @@ def _bucket(quota: Quota) -> Bucket | None:
     if only is None or shape.concurrency != UNLIMITED:
         return None
     return write_quota(quota), only.p, only.unit, only.capacity
+
+
+def _in_order(claim: Claim) -> tuple[int, int, int]:
+    return claim.slot, claim.arrival, claim.id
 
 
 def is_plain(request: Request) -> bool:
@@ -101,3 +109,81 @@ async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool
         return None
     held = set(recorded)
     return [place in held for place in range(1, len(plain) + 1)]
+
+
+class Guess:
+    """Whether the next claim is worth a try in one round trip, by what came of the last ones.
+
+    Tenants that are not plain may be due all the time. So after each try in vain there is none for a while:
+    for twice as many claims as the last time.
+    """
+
+    def __init__(self) -> None:
+        self._pause = 0
+        self._left = 0
+
+    def may_be_plain(self) -> bool:
+        """Whether to try; a claim that goes the general way counts as waited for."""
+        self._left -= 1
+        return self._left < 0
+
+    def note(self, *, plain: bool) -> None:
+        """What came of a try."""
+        self._pause = 0 if plain else min(LONGEST_PAUSE, 2 * self._pause + 1)
+        self._left = self._pause
+
+
+async def claim(
+    connection: Connection, worker: str, slots: int, about: int, lease: int
+) -> tuple[bool, Claimed | None]:
+    """Grant plain jobs of tenants that are plain, and whether that was done.
+
+    Not if any of what is due is for the general rules to decide: then all is as it was.
+    """
+    found = await connection.fetch(
+        "select * from waitline.claim_plain($1, $2, $3, $4, $5, $6)",
+        about + AHEAD,
+        min(slots, TENANTS),
+        slots,
+        JOBS,
+        worker,
+        lease,
+    )
+    if not found:
+        return True, None
+    now, more, following, tenants, *_ = found.pop()
+    if more is None:
+        return False, None
+    claims = [
+        Claim(
+            id=number,
+            tenant=tenant,
+            prompt=prompt,
+            session=session,
+            cost=cost_of(*cost),
+            attempt=attempt,
+            tries=tries,
+            arrival=arrival,
+            promised=promised,
+            slot=slot,
+            deadline=deadline,
+            lease=now + lease,
+        )
+        for (
+            *_,
+            number,
+            tenant,
+            prompt,
+            session,
+            cost,
+            attempt,
+            tries,
+            arrival,
+            promised,
+            slot,
+            deadline,
+        ) in found
+    ]
+    claims.sort(key=_in_order)
+    more = more or tenants >= TENANTS
+    return True, Claimed(claims, more, moved=bool(claims), following=(following,))

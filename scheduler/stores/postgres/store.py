@@ -56,6 +56,7 @@ class PostgresStore(Keeping):
         self.lease_ns = int(positive("lease", lease) * NS)
         self._submits: Batches[Request, Answer] = Batches(self._submit, BATCH, self._unwanted)
         self._endings: Batches[Ending, bool] = Batches(self.record, BATCH)
+        self._claims = plain.Guess()
         self._results = Results(self._connections)
         self.home = Home(self, self._connections, self.lease_ns, self._endings)
         self.on_due: list[Callable[[int], None]] = [self.home.look]
@@ -93,6 +94,12 @@ class PostgresStore(Keeping):
 
     async def claim(self, worker: str, slots: int) -> Claimed | None:
         """Grant at most `slots` jobs to a worker; None if nothing was due."""
+        if self._claims.may_be_plain():
+            async with self._connections.connection() as connection:
+                done, claimed = await plain.claim(connection, worker, slots, self.about(), self.lease_ns)
+            self._claims.note(plain=done)
+            if done:
+                return claimed
         async with self._connections.transaction() as connection:
             return await claiming.claim(connection, worker, slots, self.about(), self.lease_ns)
 

@@ -9,7 +9,7 @@ with saved as (
     where t.name = u.name
 ), gone as (
     update waitline.job as j
-    set state = 3, place = null, returns = null, kind = u.kind, result = u.why, finished = $14
+    set state = 3, place = null, returns = null, lease = null, kind = u.kind, result = u.why, finished = $14
     from unnest($11::bigint[], $12::text[], $13::text[]) as u (id, kind, why)
     where j.id = u.id
 ), joined as (
