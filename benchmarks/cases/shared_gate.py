@@ -64,9 +64,11 @@ async def backlog(subject: Subject, load: Load, cap: float) -> Row:
     log.clear()
     started, used = now(), cpu()
     tasks: list[asyncio.Task[None]] = []
-    for place in range(EACH * max(weights)):
+    most = max(weights)
+    for step in range(EACH * most):
         for number, tenant in enumerate(load.tenants):
-            if place < EACH * weights[number]:
+            # Lines grow in proportion to their weights: none runs dry while others are still being made.
+            if step * weights[number] % most < weights[number]:
                 tasks.append(loop.create_task(subject.one(tenant, log, number)))
                 if not len(tasks) % GROUP:
                     await asyncio.sleep(0)
