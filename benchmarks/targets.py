@@ -1,4 +1,4 @@
-"""The targets P1 to P12: which figure is held against what, its floor and its goal.
+"""The targets P1 to P13 and P15: which figure is held against what, its floor and its goal.
 
 A floor that is missed fails the run; a goal is where waitline wants to be. Times are ratios to a peer or to
 the ideal in the same run, repeat by repeat, never absolute.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, metered, shared_gate
 from benchmarks.cases.many_tenants import SLOTS
 from benchmarks.plan import Result, Results
 from benchmarks.subjects import OFF
@@ -194,7 +194,23 @@ def _durable() -> Iterator[Target]:
         )  # fmt: skip
 
 
-TARGETS = (*_passes(), *_punctuality(), *_crowds(), *_rest(), *_durable())
+def _limits() -> Iterator[Target]:
+    """P13 and P15: what a gate that all share costs, and what it costs to count tokens."""
+    for case, what in (
+        ("gate", "releases/s of CPU behind one gate, 10,000 weighted tenants"),
+        ("gate-engine", "grants/s behind one gate, 10,000 weighted tenants, the engine alone"),
+    ):
+        yield Target("P13", what, case, "rate", 0.3, 0.6, shared_gate.GATE, shared_gate.FREE, larger=True)
+    for tenants in (1, 10_000):
+        where = f"{tenants:,} tenant{'s' if tenants > 1 else ''}"
+        for kind, how in (("cost", "`admit` with a cost"), ("estimate", "`submit` with an estimate")):
+            what, case = f"three buckets, {how} and usage, {where}", f"metered-{kind}-{tenants}"
+            yield Target("P15", what, case, "ns", 2.0, 1.3, metered.THREE, metered.ONE)
+    yield Target("P15", "three buckets, a whole durable life", "durable-metered", "us", 2.0, 1.3,
+                 metered.THREE, metered.ONE)  # fmt: skip
+
+
+TARGETS = (*_passes(), *_punctuality(), *_crowds(), *_rest(), *_durable(), *_limits())
 
 
 def value_of(target: Target, results: dict[str, Result]) -> float | None:

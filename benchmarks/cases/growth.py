@@ -7,7 +7,7 @@ property of the interpreter and of its thresholds, not of the engine, and it wou
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from time import thread_time_ns
@@ -38,14 +38,24 @@ SIZES = tuple(10**power for power in range(2, 7))
 POLICY = Policy(max_wait=None, max_queue=ENOUGH)
 
 
-class Population:
-    """Tenants with waiting jobs, in a steady state: whoever is granted is settled and offered anew."""
+def number_of(tenant: str) -> int:
+    """The number at the end of a tenant's name."""
+    return int(tenant.rpartition("-")[2])
 
-    def __init__(self, tenants: int, jobs: int, gated: bool) -> None:
+
+class Population:
+    """Tenants with waiting jobs, in a steady state: whoever is granted is settled and offered anew.
+
+    `weights`: what the tenants weigh, in turn. Their shares of the grants are in proportion to that, by the
+    gate's choice or by their own rates.
+    """
+
+    def __init__(self, tenants: int, jobs: int, gated: bool, weights: Sequence[int] = (1,)) -> None:
         # Without a gate the tenants' own rates bind; with one they are ten times what the gate lets through.
-        own = Quota(Rate(TOTAL * (10 if gated else 1), per=tenants))
+        each = TOTAL * (10 if gated else 1) * len(weights)
+        own = [Quota(Rate(each * weight, per=tenants * sum(weights)), weight=weight) for weight in weights]
         gate = Quota(Rate(TOTAL)) if gated else Quota()
-        self.engine = Engine(0, lambda _: own, {"": gate}, ENOUGH)
+        self.engine = Engine(0, lambda name: own[number_of(name) % len(own)], {"": gate}, ENOUGH)
         self.engine.max_waiting = ENOUGH
         self.now = 0
         self.longest = 0
@@ -56,7 +66,8 @@ class Population:
         for tenant in tenants:
             for _ in range(each + 1):
                 self._offer(tenant)
-            self._take()
+            for entry in self._take():
+                self._offer(entry.owner.name)
             self.now += NS // TOTAL if spread else 0
 
     def _offer(self, tenant: str) -> None:
@@ -95,10 +106,15 @@ class Population:
 def grow(shape: Callable[[int], tuple[int, int]], gated: bool, size: str, quick: bool) -> Row:
     """CPU per grant and per offer in a population of this size."""
     tenants, jobs = shape(min(int(size.replace(",", "")), 1000 if quick else ENOUGH))
+    return alone(lambda: Population(tenants, jobs, gated), quick)
+
+
+def alone(populate: Callable[[], Population], quick: bool) -> Row:
+    """CPU per grant and per offer in a population."""
     gc.collect()
     gc.freeze()
     gc.disable()
-    population = Population(tenants, jobs, gated)
+    population = populate()
     begin, warm = population.now, 0 if quick else WARM
     while population.now <= begin + warm:
         population.step()

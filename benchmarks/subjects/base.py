@@ -24,7 +24,8 @@ class Load:
     """The same for all subjects: each tenant has `rate_of(tenant)` permits per `per` seconds, and a burst.
 
     `max_queue` is the longest line, for a subject that has such a bound. `strict` asks for refusals instead
-    of waiting. `clock` replaces real time, for a case that runs in virtual time.
+    of waiting. `clock` replaces real time, for a case that runs in virtual time. `gate`: permits per `per`
+    seconds of a gate that all pass, where a tenant weighs `weight_of(tenant)`.
     """
 
     tenants: Sequence[str]
@@ -34,6 +35,8 @@ class Load:
     max_queue: int = 1000
     strict: bool = False
     clock: Callable[[], int] | None = None
+    gate: int | None = None
+    weight_of: Callable[[str], int] = lambda _: 1
 
     def rate_of(self, tenant: str) -> int:
         """Permits per `per` seconds."""

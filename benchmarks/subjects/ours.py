@@ -32,17 +32,24 @@ class Waitline(Subject):
     def __init__(self, load: Load) -> None:
         super().__init__(load)
         self.scheduler = Scheduler(
-            handler, quotas=self._quotas(), policy=self._policy(), clock=self._clock(), **self.settings
+            handler,
+            quotas=self._quotas(),
+            gates=None if load.gate is None else Quota(Rate(load.gate, per=load.per)),
+            policy=self._policy(),
+            clock=self._clock(),
+            **self.settings,
         )
 
     def _quotas(self) -> Quota | Callable[[str], Quota]:
         load = self.load
 
         @lru_cache
-        def quota(rate: int) -> Quota:
-            return Quota(Rate(rate, per=load.per, burst=load.burst))
+        def quota(rate: int, weight: int) -> Quota:
+            return Quota(Rate(rate, per=load.per, burst=load.burst), weight=weight)
 
-        return quota(load.rate) if isinstance(load.rate, int) else lambda tenant: quota(load.rate_of(tenant))
+        if isinstance(load.rate, int):
+            return quota(load.rate, 1)
+        return lambda tenant: quota(load.rate_of(tenant), load.weight_of(tenant))
 
     def _policy(self) -> Policy:
         if self.load.strict:

@@ -5,7 +5,9 @@ All buckets of a quota are taken together or not at all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from operator import attrgetter, gt, mul, sub
 
 from scheduler.core.bucket import Scale
 from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, exact, full_burst
@@ -20,10 +22,17 @@ Amounts = tuple[int, ...]
 
 
 class Shape:
-    """A quota made ready for arithmetic. Immutable and shared by all accounts with an equal quota."""
+    """A quota made ready for arithmetic, shared by all accounts with an equal quota.
+
+    Only two things ever change, since to start one job takes its amounts half a dozen times: `last` is the
+    cost that was asked for last with its amounts, `fits` the one that was last found to fit.
+    """
 
     __slots__ = (
+        "capacities",
         "concurrency",
+        "fits",
+        "last",
         "limits",
         "metered",
         "nothing",
@@ -33,6 +42,8 @@ class Shape:
         "quota",
         "scales",
         "share",
+        "units",
+        "used",
         "weight",
     )
 
@@ -43,29 +54,43 @@ class Shape:
         self.scales = tuple(
             Scale.of(rate, full_burst(name, rate)) for _, name, rate in rates if rate is not None
         )
+        self.units = tuple(scale.unit for scale in self.scales)
+        self.capacities = tuple(scale.capacity for scale in self.scales)
+        self.used = _reader([name for _, name, rate in rates if rate is not None])
         self.metered = any(index > 0 for index in self.limits)
         self.only = self.scales[0] if self.limits == (0,) else None
         self.concurrency = UNLIMITED if quota.concurrency is None else quota.concurrency
         self.weight = exact("weight", quota.weight).as_integer_ratio()
         self.share = self.weight[0] / self.weight[1]
-        self.one = self._amounts(ONE)
-        self.one_never = self._never(ONE)
+        self.one = tuple(map(mul, self.used(ONE), self.units))
+        self.last = ONE, self.one
+        self.fits: Cost | None = None
+        self.one_never = self._never(self.one)
         self.nothing = (0,) * len(self.scales)
 
     def amounts(self, cost: Cost) -> Amounts:
         """A cost, or a usage, in units of each bucket."""
-        return self.one if cost is ONE else self._amounts(cost)
-
-    def _amounts(self, cost: Cost) -> Amounts:
-        used = (cost.requests, cost.input_tokens, cost.output_tokens)
-        return tuple(used[index] * scale.unit for index, scale in zip(self.limits, self.scales, strict=True))
+        if cost is ONE:
+            return self.one
+        last = self.last
+        if last[0] is not cost:
+            self.last = last = cost, tuple(map(mul, self.used(cost), self.units))
+        return last[1]
 
     def never(self, cost: Cost) -> tuple[str, int, int] | None:
         """The first limit that `cost` can never fit, as (name, cost, burst), or None."""
-        return self.one_never if cost is ONE else self._never(cost)
+        if cost is ONE or not self.scales:
+            return self.one_never
+        if cost is self.fits:
+            return None
+        amounts = self.amounts(cost)
+        if any(map(gt, amounts, self.capacities)):
+            return self._never(amounts)
+        self.fits = cost
+        return None
 
-    def _never(self, cost: Cost) -> tuple[str, int, int] | None:
-        for index, scale, amount in zip(self.limits, self.scales, self.amounts(cost), strict=True):
+    def _never(self, amounts: Amounts) -> tuple[str, int, int] | None:
+        for index, scale, amount in zip(self.limits, self.scales, amounts, strict=True):
             if amount > scale.capacity:
                 return DIMENSIONS[index], amount // scale.unit, scale.capacity // scale.unit
         return None
@@ -73,6 +98,13 @@ class Shape:
     def interval(self, amounts: Amounts) -> int:
         """Nanoseconds in which the slowest bucket refills `amounts`."""
         return max((-(-a // scale.p) for scale, a in zip(self.scales, amounts, strict=True)), default=0)
+
+
+def _reader(names: list[str]) -> Callable[[Cost], tuple[int, ...]]:
+    """What reads these amounts of a cost, as a tuple."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda cost: tuple(getattr(cost, name) for name in names)
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +151,11 @@ class Account:
         only = self.shape.only
         if only is not None:
             return self.zeros[0] + amounts[0] <= only.p * now
-        return not self.zeros or self.ready(amounts) <= now
+        zeros = self.zeros
+        for index, scale in enumerate(self.shape.scales):
+            if zeros[index] + amounts[index] > scale.p * now:
+                return False
+        return True
 
     def ready(self, amounts: Amounts) -> int:
         """The first whole nanosecond at which every bucket affords its amount."""
@@ -135,12 +171,14 @@ class Account:
             zeros[0] = only.charge(zeros[0], time, amounts[0])
             return
         for index, scale in enumerate(self.shape.scales):
-            zeros[index] = scale.charge(zeros[index], time, amounts[index])
+            at, amount = scale.p * time, amounts[index]  # `Scale.charge`, in place
+            exact = zeros[index] + amount
+            floor = (exact if at - scale.p < exact < at else at) - scale.capacity + amount
+            zeros[index] = exact if exact > floor else floor
 
     def give_back(self, amounts: Amounts) -> None:
         """Return unused units; what lies above the burst is capped, and negative amounts are charged."""
-        for index, amount in enumerate(amounts):
-            self.zeros[index] -= amount
+        self.zeros[:] = map(sub, self.zeros, amounts)
 
     def slot_wait(self, hold: int, ahead: int) -> int:
         """Nanoseconds until a slot is expected with `ahead` jobs before one, each holding it for `hold`."""

@@ -7,7 +7,7 @@ next time at which anything can happen. Nothing in here reads a clock, sleeps, l
 
 from __future__ import annotations
 
-from scheduler.core.account import shape_of
+from scheduler.core.account import Account, shape_of
 from scheduler.core.bucket import Scale
 from scheduler.core.entry import RUN_BITS, RUNNING, SEQUENCE_BITS, WAITING, Entry
 from scheduler.core.following import NEVER
@@ -49,7 +49,8 @@ class Engine(Ladder):
         entry.shared = gate = self.gates[gate_name]
         only, root = tenant.shape.only, self.root
         if only is None or not entry.plain or gate.zeros or gate.paused_until > now:
-            return self._decide(entry, now)
+            alone = not self.waiting and self._start_alone(entry, now)
+            return None if alone else self._decide(entry, now)
         # Nearly every call: one request, and one bucket at most in its way. It starts at once, or joins its
         # line at the back; that is said here in one piece. `_decide` has the rest, and decides this the same.
         if not tenant.lines and tenant.free > 0 and gate.free > 0 and root.free > 0:
@@ -111,6 +112,28 @@ class Engine(Ladder):
         if tenant.lines:
             self._place_all(tenant, now)
         self._flush(now, now)
+
+    def _start_alone(self, entry: Entry, now: int) -> bool:
+        """Start a job that has all it needs while nobody waits; `_decide` would do the same."""
+        tenant, gate, root, cost = entry.owner, entry.shared, self.root, entry.cost
+        if entry.session is not None or entry.holder is not None or entry.expires is not None:
+            return False
+        if tenant.free <= 0 or gate.free <= 0 or root.free <= 0 or gate.paused_until > now:
+            return False
+        accounts: tuple[Account, ...] = (tenant, gate) if gate.zeros else (tenant,)
+        for account in accounts:
+            if account.shape.never(cost) or not account.affords(account.shape.amounts(cost), now):
+                return False
+        for account in accounts:
+            account.take(now, account.shape.amounts(cost))
+        tenant.free -= 1
+        gate.free -= 1
+        root.free -= 1
+        self.granted += 1
+        self.sequence = entry.sequence = self.sequence + 1
+        entry.arrival = entry.promised = entry.slot = now
+        entry.state = RUNNING
+        return True
 
     def _knock(self, entry: Entry, now: int) -> bool:
         """Let one job through a closed gate once that may be probed. False if the job is not the one."""

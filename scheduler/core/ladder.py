@@ -227,10 +227,10 @@ class Ladder(Following):
         tenant, gate = entry.owner, entry.shared
         if not tenant.affords(tenant.shape.amounts(entry.cost), now):
             return False
-        if gate.paused_until > now or not gate.affords(gate.shape.amounts(entry.cost), now):
+        if gate.paused_until > now or (gate.zeros and not gate.affords(gate.shape.amounts(entry.cost), now)):
             return False
         slot = tenant.free > 0 and gate.free > 0 and self.root.free > 0
-        if entry.holder is None and (not slot or self._session_ahead(entry)):
+        if entry.holder is None and (not slot or (entry.session is not None and self._session_ahead(entry))):
             return False
         if entry.expires is not None and entry.expires <= now:
             return False

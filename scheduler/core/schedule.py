@@ -198,9 +198,9 @@ class Schedule(Lines):
             interval = max(tenant.shape.interval(amounts), gate.shape.interval(shared))
             time = self._catch_up(entry, time, now, max(CATCH_UP, interval))
         if not entry.paid:
-            if line is None:
+            if line is None and tenant.lines:
                 tenant.forget_tails()
-            elif line.tail is not None and not line.tail.follow(tenant, time, amounts):
+            elif line is not None and line.tail is not None and not line.tail.follow(tenant, time, amounts):
                 line.tail = None
             tenant.take(time, amounts)
         if gate.zeros:

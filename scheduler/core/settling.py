@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import sub
+
 from scheduler.core.changes import Changes
 from scheduler.core.entry import ENDED, REFUSED, RUNNING, WAITING, Entry, State
 from scheduler.core.fairness import fair_cost, weighted
@@ -129,9 +131,10 @@ class Settling(Changes):
         above = False
         for account in (tenant, gate):
             if account.zeros:
-                real, charged = account.shape.amounts(usage), account.shape.amounts(entry.cost)
-                account.give_back(tuple(c - r for c, r in zip(charged, real, strict=True)))
-                above = above or any(r > c for c, r in zip(charged, real, strict=True))
+                charged, real = account.shape.amounts(entry.cost), account.shape.amounts(usage)
+                unused = tuple(map(sub, charged, real))
+                account.give_back(unused)
+                above = above or min(unused) < 0
         if entry.period:
             difference = self._step(entry, usage) - self._step(entry, entry.cost)
             gate.fair.correct(tenant.name, difference, entry.period)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, Quota, instance, nanoseconds
+from scheduler.core.quota import NS, Quota, instance, nanoseconds, positive, whole
 
 T = TypeVar("T", Quota, Policy)
 
@@ -16,6 +16,27 @@ MAX_TENANT = 512
 
 MAX_SESSION = 512
 """Characters in the name of a session."""
+
+
+class Bounds(NamedTuple):
+    """What a scheduler allows at most: in one place, since an object of 30 attributes is a slow one."""
+
+    max_attempts: int
+    run_timeout: float
+    max_prompt_bytes: int
+    max_head_start: float
+
+    @classmethod
+    def of(
+        cls, max_attempts: int, run_timeout: float, max_prompt_bytes: int, max_head_start: float
+    ) -> Bounds:
+        """The bounds, checked."""
+        return cls(
+            whole("max_attempts", max_attempts, 1),
+            float(positive("run_timeout", run_timeout)),
+            whole("max_prompt_bytes", max_prompt_bytes, 1),
+            float(positive("max_head_start", max_head_start)),
+        )
 
 
 def check_tenant(tenant: str) -> str:

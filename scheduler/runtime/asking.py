@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from scheduler.core.account import Shape, shape_of
+from scheduler.core.gate import Gate
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance
+from scheduler.core.tenant import Tenant
 from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.arguments import (
     MAX_TENANT,
+    Bounds,
     check_priority,
     check_session,
     check_tenant,
@@ -39,7 +42,7 @@ class Asking(Reports):
     _gate: str | None
     _policy: Policy | None
     _policy_of: Callable[[str], Policy]
-    _max_head_start: float
+    _bounds: Bounds
     _ladder: Sequence[Rung] = ()
 
     def _ask(
@@ -77,7 +80,7 @@ class Asking(Reports):
         if timeout is not None:
             turn.expires, turn.plain = self._now() + check_timeout(timeout), False
         if priority != 0:
-            turn.head_start, turn.plain = check_priority(priority, self._max_head_start), False
+            turn.head_start, turn.plain = check_priority(priority, self._bounds.max_head_start), False
 
     def _check_ladder(self, policy: Policy) -> None:
         """Every gate of a ladder must be there, and somebody to take deferred jobs."""
@@ -94,28 +97,32 @@ class Asking(Reports):
 
     def _begin_metering(self, quotas: Quotas) -> None:
         if isinstance(quotas, Quota):
-            self._unknown = shape_of(quotas).metered
+            unknown = shape_of(quotas).metered
         elif isinstance(quotas, Mapping):
             given: list[Any] = list(quotas.values())  # which are checked when they are needed
-            self._unknown = any(shape_of(quota).metered for quota in given if isinstance(quota, Quota))
+            unknown = any(shape_of(quota).metered for quota in given if isinstance(quota, Quota))
         else:
-            self._unknown = True  # nobody knows before the tenant is seen
-        self.metering = self._unknown or any(gate.shape.metered for gate in self.engine.gates.values())
+            unknown = True  # nobody knows before the tenant is seen
+        if unknown:
+            self._unknown = True
+        if unknown or any(gate.shape.metered for gate in self.engine.gates.values()):
+            self.metering = True
 
-    def _is_metered(self, turn: Turn) -> bool:
-        """Whether the job's tenant, or its gate, limits tokens."""
-        if self.engine.gates[turn.gate].shape.metered:
-            return True
-        known = self.engine.tenants.get(turn.tenant)
-        return self._unknown if known is None else known.shape.metered
+    def _metered(self, turn: Turn) -> tuple[Gate, Tenant | None] | None:
+        """The job's gate and tenant, if one of them limits tokens."""
+        gate, known = self.engine.gates[turn.gate], self.engine.tenants.get(turn.tenant)
+        metered = self._unknown if known is None else known.shape.metered
+        return (gate, known) if metered or gate.shape.metered else None
 
     def reserve(self, turn: Turn, prompt: Any) -> bool:
         """Fix what a job is charged, by an estimate. False if counting takes a while: then await `count`."""
-        if not self._is_metered(turn):
+        accounts = self._metered(turn)
+        if accounts is None:
             return True
         if self.estimates.takes_a_while:
             return False
-        self.expect(turn, self.estimates.count(prompt))
+        gate, known = accounts
+        self._charge(turn, self.estimates.count(prompt), gate, known)
         return True
 
     async def count(self, turn: Turn, prompt: Any) -> None:
@@ -142,15 +149,18 @@ class Asking(Reports):
 
     def expect(self, turn: Turn, counted: int) -> None:
         """Charge a turn an estimate for a prompt of so many tokens, if its tokens are limited."""
-        if not self._is_metered(turn):
-            return
+        accounts = self._metered(turn)
+        if accounts is not None:
+            self._charge(turn, counted, *accounts)
+
+    def _charge(self, turn: Turn, counted: int, gate: Gate, known: Tenant | None) -> None:
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
-        engine = self.engine
-        known = engine.tenants.get(turn.tenant)
-        shape = shape_of(engine.quota_of(turn.tenant)) if known is None else known.shape
-        cost = fitted(fitted(cost, counted, shape), counted, engine.gates[turn.gate].shape)
-        turn.cost, turn.counted = cost, counted
-        turn.plain = turn.plain and cost is ONE
+        shape = shape_of(self.engine.quota_of(turn.tenant)) if known is None else known.shape
+        if shape.never(cost) is not None:
+            cost = fitted(cost, counted, shape)
+        if gate.zeros and gate.shape.never(cost) is not None:
+            cost = fitted(cost, counted, gate.shape)
+        turn.cost, turn.counted, turn.plain = cost, counted, False
 
 
 def fitted(cost: Cost, counted: int, shape: Shape) -> Cost:

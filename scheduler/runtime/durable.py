@@ -149,7 +149,7 @@ class DurableScheduler(Admission):
         key: str | None = None,
     ) -> Request:
         check_tenant(tenant)
-        check_prompt(prompt, self._max_prompt_bytes)
+        check_prompt(prompt, self._bounds.max_prompt_bytes)
         if gate:  # the only one has no name
             raise ValueError(f"gate: a store has no shared gates yet, got {gate!r}")
         policy = self._policy_of(tenant) if policy is None else instance("policy", policy, Policy)
@@ -161,7 +161,7 @@ class DurableScheduler(Admission):
             quota=self.engine.quota_of(tenant),
             policy=policy,
             cost=ONE if cost is None else instance("cost", cost, Cost),
-            head_start=check_priority(priority, self._max_head_start) if priority else 0,
+            head_start=check_priority(priority, self._bounds.max_head_start) if priority else 0,
             session=None if session is None else check_session(session),
             timeout=None if timeout is None else check_timeout(timeout),
             key=None if key is None else check_key(key),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,8 +22,8 @@ MESSAGE_TOKENS = 7
 IMAGE_TOKENS = 1600
 """About the most that an image takes (Anthropic's documentation of vision)."""
 
-SHIFT = 3
-"""A mean moves by 1/8 of what differs."""
+PART = 1 / 8
+"""A mean moves by this part of what differs."""
 
 Count = Callable[[Any], int | Awaitable[int]]
 """How many input tokens a prompt has."""
@@ -50,7 +49,7 @@ def _block(block: Any) -> int:
 
 
 def _tokens(text: str) -> int:
-    return math.ceil((len(text) if text.isascii() else len(text.encode())) / BYTES_PER_TOKEN)
+    return -(-(len(text) if text.isascii() else len(text.encode())) // BYTES_PER_TOKEN)
 
 
 class Estimates:
@@ -79,8 +78,8 @@ class Estimates:
         self._first = (0.0, float(whole("output_tokens", output_tokens, 1)))
         self._margin = float(positive("margin", margin))
         self._memory = whole("memory", memory, 1)
-        self._gates: dict[str, tuple[float, float]] = {}
-        self._known: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self._gates: dict[str, list[float]] = {}
+        self._known: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
 
     def count(self, prompt: Any) -> int:
         """How many input tokens a prompt has, where that need not be awaited."""
@@ -102,23 +101,24 @@ class Estimates:
             surplus, output = self._first
         else:
             surplus, output = learned[0], learned[1] * self._margin
-        return Cost(1, max(1, counted + round(surplus)), max(1, round(output)))
+        read, written = counted + round(surplus), round(output)
+        return Cost(1, read if read > 1 else 1, written if written > 1 else 1)
 
     def learn(self, tenant: str, gate: str, counted: int, usage: Usage) -> None:
         """Take note of what a job of so many counted tokens used; one without output tells nothing."""
         if not usage.output_tokens:
             return
-        seen = (float(usage.input_tokens - counted), float(usage.output_tokens))
-        key = (tenant, gate)
-        before = self._known.get(key) or self._gates.get(gate)
-        self._known[key] = seen if before is None else _moved(before, seen)
-        self._known.move_to_end(key)
-        if len(self._known) > self._memory:
-            self._known.popitem(last=False)
-        told = self._gates.get(gate)
-        self._gates[gate] = seen if told is None else _moved(told, seen)
-
-
-def _moved(mean: tuple[float, float], seen: tuple[float, float]) -> tuple[float, float]:
-    one, two = mean
-    return one + (seen[0] - one) / (1 << SHIFT), two + (seen[1] - two) / (1 << SHIFT)
+        surplus, output = usage.input_tokens - counted, usage.output_tokens
+        key = tenant, gate
+        known, told = self._known.get(key), self._gates.get(gate)
+        if told is None:
+            told = self._gates[gate] = [surplus, output]
+        if known is not None:
+            self._known.move_to_end(key)
+        else:
+            known = self._known[key] = [*told]
+            if len(self._known) > self._memory:
+                self._known.popitem(last=False)
+        for mean in (known, told):
+            mean[0] += (surplus - mean[0]) * PART
+            mean[1] += (output - mean[1]) * PART

@@ -11,7 +11,7 @@ from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING, WAITING
 from scheduler.core.gate import SPREAD
 from scheduler.core.policy import Reason
-from scheduler.core.quota import NOTHING, NS, nanoseconds, whole
+from scheduler.core.quota import NOTHING, NS, nanoseconds
 from scheduler.errors import (
     DeadlineExceeded,
     ErrRateLimited,
@@ -19,6 +19,7 @@ from scheduler.errors import (
     Retry,
     SchedulerClosed,
 )
+from scheduler.runtime.arguments import Bounds
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.grant import Turn, current_turn, is_cancelled
 from scheduler.runtime.job import Handler, Job, Ticket
@@ -31,19 +32,17 @@ STEPS = 3
 class Jobs(Runs):
     """Runs jobs: `submit`'s in the caller's task, `enqueue`'s in the scheduler's task group."""
 
-    def __init__(
-        self, engine: Engine, clock: Clock, handler: Handler | None, run_timeout: float, max_attempts: int
-    ) -> None:
-        super().__init__(engine, clock, run_timeout)
+    _deferred: Any = None
+    _counting = 0
+
+    def __init__(self, engine: Engine, clock: Clock, handler: Handler | None, bounds: Bounds) -> None:
+        super().__init__(engine, clock, bounds)
         if handler is not None and not callable(handler):
             raise TypeError(f"handler: must be an async callable, got {handler!r}")
-        self._deferred: Any = None
         self._handler: Handler = handler  # type: ignore[assignment] # without one, only admit and hooks serve
-        self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._group: asyncio.TaskGroup | None = None
         self._quiet = asyncio.Event()
         self._starting = False
-        self._counting = 0
         self.done = 0
 
     # --- life ---------------------------------------------------------------------------------------
@@ -187,7 +186,8 @@ class Jobs(Runs):
                     self._still_wanted(job)
                 alarm = self._watched(job)
                 try:
-                    result = await (self._deferred if job.deferred else self._handler)(job)
+                    # A job with a ladder is never plain, and `plain` is the quicker one to read.
+                    result = await (self._handler if job.plain or not job.deferred else self._deferred)(job)
                 except (Exception, asyncio.CancelledError) as error:
                     if job.stopped is not None:
                         self._explain(job, error)
@@ -245,7 +245,7 @@ class Jobs(Runs):
         if retry.pause_gate and again > job.shared.paused_until + SPREAD:  # unless the gate has heard of it
             self.engine.pause(now, job.gate, again)
         kind = str(getattr(retry.__cause__, "kind", type(retry.__cause__ or retry).__name__))
-        if not retry.refused and job.attempt >= self._max_attempts:
+        if not retry.refused and job.attempt >= self._bounds.max_attempts:
             self.counts["failed"] += 1
             self.settle_grant(job, job.usage)
             raise JobFailed(job.tenant, kind, job.attempt) from retry.__cause__

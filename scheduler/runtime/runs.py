@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextvars import copy_context
+from contextvars import Context
 from typing import Any
 
 from scheduler.core.engine import Engine
-from scheduler.core.quota import NS, positive
+from scheduler.core.quota import NS
 from scheduler.errors import DeadlineExceeded, JobFailed, SchedulerClosed
+from scheduler.runtime.arguments import Bounds
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.job import Job
 from scheduler.runtime.turns import Turns
@@ -17,14 +18,13 @@ from scheduler.runtime.turns import Turns
 class Runs(Turns):
     """The handlers that run, each with its task and how often others had cancelled that before."""
 
-    def __init__(self, engine: Engine, clock: Clock, run_timeout: float) -> None:
+    _cancelling = False
+
+    def __init__(self, engine: Engine, clock: Clock, bounds: Bounds) -> None:
         super().__init__(engine, clock)
-        self._run_timeout = float(positive("run_timeout", run_timeout))
+        self._bounds = bounds
         self._runs: dict[Job, tuple[asyncio.Task[Any] | None, int]] = {}
         self._watch: asyncio.TimerHandle | None = None
-        # That of the watch, which must keep no job's context alive.
-        self._context = copy_context()
-        self._cancelling = False
 
     def stop_watch(self) -> None:
         """Watch no more time limits."""
@@ -36,8 +36,9 @@ class Runs(Turns):
         loop = self._loop
         task = asyncio.current_task(loop)
         self._runs[job] = task, 0 if task is None else task.cancelling()
-        if self._watch is None:
-            self._watch = loop.call_at(loop.time() + self._run_timeout, self._overdue, context=self._context)
+        if self._watch is None:  # with a context of its own: it must keep no job's alive
+            at = loop.time() + self._bounds.run_timeout
+            self._watch = loop.call_at(at, self._overdue, context=Context())
         deadline = job.expires
         if deadline is None:
             return None
@@ -46,7 +47,7 @@ class Runs(Turns):
 
     def _overdue(self) -> None:
         """Interrupt what has run for too long. One timer serves all runs, and few tries ever see it."""
-        now, bound = self._now(), int(self._run_timeout * NS)
+        now, bound = self._now(), int(self._bounds.run_timeout * NS)
         self._watch, soonest = None, None
         for job in self._runs:
             if job.deferred:
@@ -58,7 +59,7 @@ class Runs(Turns):
                 soonest = due
         if soonest is not None:
             at = self._loop.time() + (soonest - now) / NS
-            self._watch = self._loop.call_at(at, self._overdue, context=self._context)
+            self._watch = self._loop.call_at(at, self._overdue, context=Context())
 
     def interrupt(self, job: Job, reason: str) -> None:
         """Cancel a running handler for a reason, once it has come to rest."""
@@ -85,5 +86,5 @@ class Runs(Turns):
             raise SchedulerClosed("the scheduler was closed while the job ran") from cause
         if job.stopped == "cancelled":
             raise JobFailed(job.tenant, "cancelled", job.attempt) from cause
-        seconds = job.timeout if job.stopped == "timeout" else self._run_timeout
+        seconds = job.timeout if job.stopped == "timeout" else self._bounds.run_timeout
         raise DeadlineExceeded(job.tenant, str(job.stopped), seconds or 0.0) from cause

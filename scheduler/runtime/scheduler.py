@@ -10,9 +10,9 @@ from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
 from scheduler.core.policy import Overload, Policy
-from scheduler.core.quota import NS, Cost, Quota, instance, positive, whole
+from scheduler.core.quota import NS, Cost, Quota, instance, whole
 from scheduler.core.signals import News, Upstream
-from scheduler.runtime.arguments import check_prompt, check_tenant, chooser
+from scheduler.runtime.arguments import Bounds, check_prompt, check_tenant, chooser
 from scheduler.runtime.asking import Asking, Quotas
 from scheduler.runtime.clock import Clock, MonotonicClock
 from scheduler.runtime.estimates import Estimates
@@ -92,22 +92,23 @@ class Scheduler(Asking):
         if not shared:
             raise ValueError("gates: must not be an empty mapping")
         self._gate = next(iter(shared)) if len(shared) == 1 else None
-        self._max_prompt_bytes = whole("max_prompt_bytes", max_prompt_bytes, 1)
-        self._max_head_start = float(positive("max_head_start", max_head_start))
+        bounds = Bounds.of(max_attempts, run_timeout, max_prompt_bytes, max_head_start)
         whole("max_running", max_running, 1)
         clock = MonotonicClock() if clock is None else clock
         engine = Engine(clock.now(), quota_of, shared, max_running)
         engine.max_waiting = whole("max_waiting", max_waiting, 1)
-        super().__init__(engine, clock, handler, run_timeout, max_attempts)
+        super().__init__(engine, clock, handler, bounds)
         if deferred is not None and not callable(deferred):
             raise TypeError(f"deferred: must be an async callable, got {deferred!r}")
-        self._deferred = deferred
+        if deferred is not None:
+            self._deferred = deferred
         engine.max_deferred = whole("max_deferred", max_deferred, 1) if deferred is not None else 0
         if overload is not None:
             engine.overload = instance("overload", overload, Overload)
         if estimates is not None:
             self.estimates = instance("estimates", estimates, Estimates)
-        self.listener = listener
+        if listener is not None:
+            self.listener = listener
         self._begin_metering(quotas)
         self.name = secrets.token_hex(4)
 
@@ -146,7 +147,7 @@ class Scheduler(Asking):
             self._refine(job, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
-        check_prompt(prompt, self._max_prompt_bytes)
+        check_prompt(prompt, self._bounds.max_prompt_bytes)
         job.prompt, job.timeout = prompt, timeout
         if cost is None and self.metering and not self.reserve(job, prompt):
             return self._count_and_perform(job)
@@ -175,7 +176,7 @@ class Scheduler(Asking):
         self._refine(job, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
-        check_prompt(prompt, self._max_prompt_bytes)
+        check_prompt(prompt, self._bounds.max_prompt_bytes)
         job.prompt, job.timeout = prompt, timeout
         if cost is None and self.metering and not self.reserve(job, prompt):
             await self.count(job, prompt)

@@ -27,6 +27,8 @@ class Turns:
     already resolved does not suspend.
     """
 
+    listener: Callable[[News], object] | None = None
+
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine = engine
         self.counts: Counter[str] = Counter()
@@ -34,7 +36,6 @@ class Turns:
         self.resuming = 0
         self.closed = True
         self.estimates = Estimates()
-        self.listener: Callable[[News], object] | None = None
         self._now = clock.now
         self._clock = clock
         self._timer: Timer | None = None

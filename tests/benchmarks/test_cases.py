@@ -27,12 +27,15 @@ FIGURES = {
     "cancel-half": {"total", "p99_ms", "inversions", "early", "cancelled"},
     "cancel-race": {"races", "cancelled", "between", "ran", "lost", "twice"},
     "growth": {"grant_us", "offer_us", "waiting", "grants"},
+    "gate": {"rate"},
+    "metered": {"ns"},
     "behaviour": {"figure", "right"},
     "durable-enqueue": {"one", "some", "crowd", "best"},
     "durable-drain": {"one", "jobs"},
     "durable-life": {"rate", "p50_ms", "p99_ms"},
     "durable-pickup": {"p50_ms", "p99_ms", "max_ms"},
     "durable-paced": {"total", "p50_ms", "p99_ms", "max_ms", "early", "setup_s"},
+    "durable-metered": {"us", "rate", "p50_ms", "p99_ms"},
     "durable-claim": {"claim_us", "next_us", "settle_us"},
 }
 

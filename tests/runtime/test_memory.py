@@ -6,7 +6,18 @@ import asyncio
 import gc
 import weakref
 
-from scheduler import Grant, Job, Policy, Quota, Rate, Retry, Scheduler, SchedulerError
+from scheduler import (
+    Grant,
+    Job,
+    Policy,
+    Quota,
+    Rate,
+    Retry,
+    Rung,
+    Scheduler,
+    SchedulerError,
+)
+from scheduler.testing.virtual import VirtualClock
 from tests.runtime.harness import KNOWN, Notes, assert_idle, make, outcomes, spawn, turns, virtual
 
 
@@ -138,3 +149,23 @@ async def test_a_refusal_holds_no_caller() -> None:
         del grant
         assert refused
         assert grants() <= before
+
+
+@virtual
+async def test_no_scheduler_has_so_many_attributes_that_all_of_them_become_slow() -> None:
+    # CPython finds the attributes of an object by their place while there are fewer than 30 of them.
+    ladder = [Rung(after=1, max_tokens=10)]
+    scheduler = Scheduler(
+        silent,
+        quotas=lambda _: Quota(Rate(10), input_tokens=Rate(1000), output_tokens=Rate(1000)),
+        policy=Policy(ladder=ladder),
+        gates={"": Quota(output_tokens=Rate(1000))},
+        deferred=silent,
+        listener=lambda _: None,
+        clock=VirtualClock(),
+    )
+    async with scheduler:
+        await scheduler.submit("acme", "Say hi", policy=Policy(ladder=[Rung(after=2, max_tokens=10)]))
+        await scheduler.aclose(drain=False)
+    assert len(vars(scheduler)) < 30
+    assert len(vars(scheduler.engine)) < 30

@@ -13,6 +13,8 @@ PLACES: dict[str, tuple[str, str]] = {
     "waitline": ("waitline", "Waitline"),
     "waitline, concurrency 400": ("waitline", "WaitlineTuned"),
     "waitline, concurrency 1,000": ("waitline", "WaitlineWide"),
+    "waitline, requests only": ("waitline", "WaitlineTold"),
+    "waitline, three buckets": ("waitline", "WaitlineMetered"),
     "prototype": ("prototype", "Prototype"),
     "PgQueuer": ("pgqueuer", "PgQueuer"),
     "PgQueuer, batch 200": ("pgqueuer", "PgQueuerTuned"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.durable.subjects.base import TEXT, Ran, Ready, Subject
-from scheduler import Policy, Quota, Rate, Scheduler
+from scheduler import Cost, Policy, Quota, Rate, Scheduler, Usage
 from scheduler.runtime.job import Job
 from scheduler.stores.postgres import PostgresStore
 from scheduler.worker import Worker
@@ -28,6 +28,8 @@ class Waitline(Subject):
 
     answers = True
     concurrency = 256
+    usage: tuple[int, int, int] | None = None
+    """What the handler says that a job used, if it says anything."""
     left = "select count(*) from waitline.job where state < 2"
 
     def quota(self, tenant: str) -> Quota:
@@ -61,6 +63,8 @@ class Waitline(Subject):
         async def handler(job: Job) -> int:
             number = number_of(job.prompt)
             ran(number)
+            if self.usage is not None:
+                job.settle(Usage(*self.usage))
             return number
 
         async def main() -> None:
@@ -82,3 +86,22 @@ class WaitlineWide(Waitline):
     """As many at once as there are in flight."""
 
     concurrency = 1000
+
+
+class WaitlineTold(WaitlineWide):
+    """Its handler says what each job used."""
+
+    usage = (1, 480, 150)
+
+
+class WaitlineMetered(WaitlineTold):
+    """Tenants with three buckets, jobs with a cost."""
+
+    def quota(self, tenant: str) -> Quota:
+        rate = Rate(self.load.rate(tenant), burst=self.load.burst)
+        return Quota(rate, input_tokens=rate, output_tokens=rate)
+
+    async def life(self, number: int) -> Any:
+        return await self.scheduler.submit(
+            self.load.tenant(number), f"{number} {TEXT}", cost=Cost(1, 500, 200)
+        )
