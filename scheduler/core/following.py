@@ -5,8 +5,8 @@ a 529 takes slots away and answers that are accepted give them back; the limits 
 gate's own. The number of calls at once follows an increase of one for each accepted call and a decrease in
 proportion for failed ones, after D.-M. Chiu and R. Jain, "Analysis of the Increase and Decrease Algorithms
 for Congestion Avoidance in Computer Networks", Computer Networks and ISDN Systems 17, 1989. A failure alone
-takes a tenth; those that follow it with none accepted between take half each, since an upstream that accepts
-nothing needs no slow approach.
+takes an eighth; those that follow it with none accepted between take half each, since an upstream that
+accepts nothing needs no slow approach.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOOR = 1
 """Calls at once that a gate is never cut below."""
 
 GENTLE = 8
-"""Slots up to which a failure alone takes one, and above which it takes a tenth."""
+"""A failure alone takes one slot, and one more for each of so many; no fewer are taken for what runs."""
 
 BREATH = 2 * NS
 """Nanoseconds of pause, at most, after a failure with no slot left to take."""
