@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx2
 import pytest
 
 from scheduler import ErrRateLimited, Outage, Scheduler, SchedulerClosed
 from scheduler.core.policy import Reason
 from scheduler.core.signals import What
+from scheduler.http import WaitlineMiddleware
 from scheduler.stores.postgres import PostgresStore
 from tests.stores.callers import rows, until
 from tests.stores.outages import (
@@ -152,6 +154,27 @@ async def test_whoever_stands_in_line_keeps_its_place(mortal: Mortal) -> None:
             await scheduler.set_quota("acme", HOUR)
             waiter.cancel()
         await until(scheduler, waiting=0, running=0)
+
+
+async def test_a_request_is_answered_that_it_is_not_its_fault(mortal: Mortal) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with watched(mortal.dsn, REFUSE) as (scheduler, ears):
+        served = WaitlineMiddleware(app, scheduler=scheduler, tenant=lambda scope: "acme")
+        transport = httpx2.ASGITransport(app=served)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://web") as client:
+            assert (await client.get("/")).status_code == 200
+            await fall(scheduler, ears, mortal)
+            answer = await client.get("/")
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+            assert answer.json()["error"]["details"]["error_code"] == "store_down"
+            await rise(scheduler, ears, mortal)
+            assert (await client.get("/")).status_code == 200
+        counted = await scheduler.statistics()
+        assert counted.store is not None
+        assert counted.store.refused == 1
 
 
 async def test_closing_while_calls_look_for_the_store(mortal: Mortal) -> None:
