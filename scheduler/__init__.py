@@ -16,8 +16,9 @@ from scheduler.errors import (
 from scheduler.runtime.estimates import Estimates
 from scheduler.runtime.grant import Grant
 from scheduler.runtime.job import Handler, Job, Ticket
+from scheduler.runtime.outage import Outage
 from scheduler.runtime.scheduler import Scheduler
-from scheduler.runtime.values import GateStatistics, Quote, Receipt, Statistics
+from scheduler.runtime.values import GateStatistics, Quote, Receipt, Statistics, StoreStatistics
 
 __all__ = [
     "Answer",
@@ -31,6 +32,7 @@ __all__ = [
     "Job",
     "JobFailed",
     "News",
+    "Outage",
     "Overload",
     "Policy",
     "Quota",
@@ -45,6 +47,7 @@ __all__ = [
     "SchedulerError",
     "Signal",
     "Statistics",
+    "StoreStatistics",
     "Ticket",
     "Upstream",
     "UpstreamError",

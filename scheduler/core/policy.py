@@ -35,6 +35,8 @@ class Reason(StrEnum):
     """The scheduler holds as many waiting jobs as it may, over all tenants."""
     SPEND_LIMIT = "spend_limit"
     """The upstream's spending limit was reached: the gate is closed to all."""
+    STORE_DOWN = "store_down"
+    """The store cannot be reached, and what it would decide is not decided without it."""
     NEVER = "never"
     """The cost is above a burst: waiting would not help. Callers see `QuotaExceeded`."""
 

@@ -81,7 +81,7 @@ class Upstream:
 
 
 class What(StrEnum):
-    """What happened at a gate: the kinds of `News`."""
+    """What happened at a gate, or to the store: the kinds of `News`."""
 
     PAUSED = "paused"
     """Nobody passes for `value` seconds."""
@@ -101,10 +101,18 @@ class What(StrEnum):
     WOULD = "would"
     """The same, of a policy that is `dark`: it was not taken."""
 
+    STORE_DOWN = "store_down"
+    """The store cannot be reached: what its `Outage` says counts from now on."""
+    STORE_BACK = "store_back"
+    """It can be reached again, after `value` seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """One thing that happened at a gate, at `time` nanoseconds of the scheduler's clock."""
+    """One thing that happened at a gate, at `time` nanoseconds of the scheduler's clock.
+
+    `gate` is empty where it happened to the store.
+    """
 
     gate: str
     what: What

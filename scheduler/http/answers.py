@@ -45,6 +45,7 @@ CODES = {
     "slot": "slots_taken",
     "max_waiting": "queue_full",
     "spend_limit": "upstream_spend_limit",
+    "store_down": "store_down",
 }
 """`error_code` by the reason of a refusal."""
 
@@ -105,7 +106,7 @@ def answer(
         headers = limit_headers(levels or {}, wait_s, refused=True)
         if not sdk_retries or (kind.retry_after or 0.0) > retry_after_max:
             headers["x-should-retry"] = "false"
-    if kind.status == 503:
+    if isinstance(error, SchedulerClosed):
         headers["Connection"] = "close"
     return build(kind, getattr(error, "reason", None), headers, retry_after_max, problem_json)
 
@@ -149,6 +150,8 @@ def _problem(kind: Kind, reason: str | None, details: Mapping[str, Any]) -> dict
 
 def _kind_of(error: Exception) -> Kind:
     match error:
+        case ErrRateLimited(reason="store_down", retry_after=wait):
+            return Kind(503, "api_error", CODES["store_down"], "out of order for the moment", wait)
         case ErrRateLimited(reason=reason, retry_after=wait):
             text = f"rate limited ({reason}): retry after {seconds_text(wait)}"
             return Kind(429, "rate_limit_error", CODES.get(reason, "tenant_rate_limited"), text, wait)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -156,7 +157,10 @@ class WaitlineMiddleware:
 
     async def _too_late(self, grant: Grant) -> ErrRateLimited:
         """A client's patience ended in line: it gets the refusal that it would have got for coming now."""
-        quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
+        try:
+            quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
+        except ErrRateLimited as error:  # the store is down
+            return error
         return ErrRateLimited(grant.tenant, "deadline", max(quote.expected, 1e-9))
 
     async def _run(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,8 +199,9 @@ class WaitlineMiddleware:
         levels = await self._scheduler.current_levels(grant.tenant)
         wait_s = None
         if any(held < 1 for _, _, held in levels.values()):
-            quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
-            wait_s = retry_after_seconds(quote.expected, self._retry_after_max)
+            with suppress(ErrRateLimited):  # the store went down just now
+                quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
+                wait_s = retry_after_seconds(quote.expected, self._retry_after_max)
         limits = Answer(200, limit_headers(levels, wait_s), b"").raw_headers()
         ours = {name for name, _ in limits}
         return [header for header in headers if header[0] not in ours] + limits

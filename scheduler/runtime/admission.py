@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from scheduler.core.entry import ENDED, RUNNING, WAITING
-from scheduler.core.quota import NS, Usage
+from scheduler.core.quota import NOTHING, NS, Usage
 from scheduler.core.signals import Signal
-from scheduler.errors import DeadlineExceeded, SchedulerClosed
+from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
 from scheduler.runtime.durable_ticket import error_of
 from scheduler.runtime.grant import Grant, Turn
 from scheduler.runtime.scheduler import Scheduler
+from scheduler.runtime.standing_in import Back, Shadow, StandingIn
+from scheduler.runtime.watch import Fallen, Watch
 from scheduler.stores.protocol import Store
-from scheduler.stores.values import HOME_LOST, Request, Withdrawn
+from scheduler.stores.values import HOME_LOST, Place, Request, Withdrawn
 
 
 class StoredGrant(Grant):
-    """A grant that a store gives. `request`: what is asked of it; `sequence`: its row's number, or 0."""
+    """A grant that a store gives. `request`: what is asked of it; `sequence`: its row's number, or 0.
+
+    `place`: where it stands in the store's line, also while the store is down; `shadow`: what stands for it
+    in this process then, and `run`: that of what it continues.
+    """
 
     __slots__ = ("request",)
 
     scheduler: Admission
     request: Request
+    place: Place | None = None
+    shadow: Shadow | None = None
+    run: Shadow | None = None
 
     @classmethod
     def of(cls, scheduler: Admission, request: Request) -> Self:
@@ -41,6 +51,13 @@ class StoredGrant(Grant):
 
     def ensure_open(self) -> None:
         """Nothing: a store has no shared gates yet."""
+
+    def failed(self, error: Exception) -> None:
+        """Tell the waiting caller that it waits in vain."""
+        if self.shadow is not None:
+            self.shadow.failed(error)
+        else:
+            super().failed(error)
 
     @property
     def books(self) -> object:
@@ -61,6 +78,8 @@ class Admission(Scheduler):
     """
 
     store: Store
+    watch: Watch
+    standing_in: StandingIn | None
     _pending = 0
 
     def offer(self, turn: Turn) -> bool:
@@ -91,8 +110,7 @@ class Admission(Scheduler):
         bound = asyncio.timeout(None if timeout is None else timeout / NS)
         try:
             async with bound:
-                while not await self._stands(turn):
-                    turn.future = asyncio.get_running_loop().create_future()
+                await self._stand(turn)
         except BaseException as error:
             self._give_back(turn)
             if isinstance(error, TimeoutError) and bound.expired():
@@ -104,25 +122,96 @@ class Admission(Scheduler):
             if not self._pending:
                 self._quiet.set()
 
-    async def _stands(self, turn: StoredGrant) -> bool:
-        """Join the line and wait for the grant. False if this process was taken for dead meanwhile."""
+    async def _stand(self, turn: StoredGrant) -> None:
+        """Wait for the grant: in the store's line, and in this process while that one is down.
+
+        Whoever has a place in the store's line keeps it meanwhile, and goes back to it.
+        """
         if turn.future is None:
             raise RuntimeError("the grant was not offered")
+        while turn.state is not RUNNING:
+            if self.watch.is_down:
+                await self._stand_here(turn)
+                continue
+            try:
+                await self._stand_in_line(turn)
+            except Fallen:
+                if self.standing_in is None:
+                    raise self.watch.refusal(turn.request) from None
+            except Withdrawn as withdrawn:
+                # This process was taken for dead: it joins again.
+                if withdrawn.outcome.kind != HOME_LOST:
+                    raise error_of(withdrawn.outcome) from None
+                turn.place, turn.sequence = None, 0
+
+    async def _stand_in_line(self, turn: StoredGrant) -> None:
+        """Wait for the store's grant. Raises `Fallen` when the store goes down, and `Withdrawn`."""
+        if turn.place is None:
+            turn.place = await self.watch.attempt(partial(self._join, turn))
+        else:
+            self.store.home.wait_again(turn.place, self._ear(turn))
+        told = turn.place.told
+        await (told if self.standing_in is None else self.watch.turn(told))
+        turn.slot, turn.state = turn.place.slot, RUNNING
+
+    def _ear(self, turn: StoredGrant) -> asyncio.Future[None]:
+        """A future that hears of the grant from one attempt on: of an earlier one it must not hear any more.
+
+        Whoever was told meanwhile that it waits in vain is not listened for again.
+        """
+        if turn.future is not None and turn.future.done() and not turn.future.cancelled():
+            error = turn.future.exception()
+            if error is not None and not isinstance(error, (Fallen, Withdrawn)):
+                raise error
+        turn.future = asyncio.get_running_loop().create_future()
+        return turn.future
+
+    async def _join(self, turn: StoredGrant) -> Place:
+        """Join the store's line, when it knows all that ended here or was granted without it."""
+        told = self._ear(turn)
+        if self.standing_in is not None:
+            await self.standing_in.recorded(turn.tenant)
         await self.store.home.recorded(turn.tenant)
-        place = await self.store.home.join(turn.request, turn.future)
+        place = await self.store.home.join(turn.request, told)
         accepted = place.accepted
         turn.sequence, turn.arrival, turn.promised = accepted.id, accepted.arrival, accepted.promised
+        return place
+
+    async def _stand_here(self, turn: StoredGrant) -> None:
+        """Wait for a turn of this process, since the store is down, or until the store is back."""
+        here = self.standing_in
+        if here is None:
+            raise self.watch.refusal(turn.request)
+        turn.shadow = here.shadow(turn.request, turn.run)
         try:
-            await turn.future
-        except Withdrawn as withdrawn:
-            if withdrawn.outcome.kind == HOME_LOST:
-                return False
-            raise error_of(withdrawn.outcome) from None
-        turn.slot, turn.state = place.slot, RUNNING
-        return True
+            await here.stand(turn.shadow)
+        except Back:
+            turn.shadow = None
+        except (ErrRateLimited, QuotaExceeded) as error:
+            turn.shadow = None
+            if turn.place is None:
+                if isinstance(error, QuotaExceeded):  # it may well fit the whole of the quota
+                    raise self.watch.refusal(turn.request) from None
+                raise
+            await self.watch.until_back(self._ear(turn))  # it was accepted: the store will have its turn
+        except BaseException:
+            turn.shadow = None
+            raise
+        else:
+            self._granted_here(turn, turn.shadow, here.ahead())
+
+    def _granted_here(self, turn: StoredGrant, shadow: Shadow, ahead: int) -> None:
+        if turn.place is None:
+            turn.arrival, turn.promised = shadow.arrival + ahead, shadow.promised + ahead
+        else:
+            self.store.home.give_back(turn.sequence, turn.tenant)
+            turn.sequence = 0
+        turn.slot, turn.state = shadow.slot + ahead, RUNNING
 
     def _give_back(self, turn: Turn) -> None:
         turn.state = ENDED
+        if isinstance(turn, StoredGrant) and turn.shadow is not None and self.standing_in is not None:
+            self.standing_in.end(turn.shadow, NOTHING)
         if turn.sequence:
             self.store.home.give_back(turn.sequence, turn.tenant)
 
@@ -133,6 +222,10 @@ class Admission(Scheduler):
 
     def settle_grant(self, turn: Turn, usage: Usage | None) -> None:
         """End a grant; it is recorded as soon as the database can be reached. A second call does nothing."""
-        if turn.state is RUNNING:
-            turn.state = ENDED
+        if turn.state is not RUNNING:
+            return
+        turn.state = ENDED
+        if isinstance(turn, StoredGrant) and turn.shadow is not None and self.standing_in is not None:
+            self.standing_in.end(turn.shadow, usage)
+        else:
             self.store.home.settle(turn.sequence, turn.tenant, usage)

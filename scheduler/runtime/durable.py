@@ -12,8 +12,8 @@ from typing import Any, Self
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, ONE, Cost, Quota, instance
-from scheduler.errors import DeadlineExceeded, SchedulerClosed
-from scheduler.runtime.admission import Admission, StoredGrant
+from scheduler.errors import DeadlineExceeded, ErrRateLimited, SchedulerClosed
+from scheduler.runtime.admission import StoredGrant
 from scheduler.runtime.arguments import (
     check_priority,
     check_prompt,
@@ -24,20 +24,23 @@ from scheduler.runtime.arguments import (
 from scheduler.runtime.durable_ticket import DurableTicket, check_key, error_of
 from scheduler.runtime.grant import Grant, Turn, current_turn
 from scheduler.runtime.job import Prompt
+from scheduler.runtime.outage import Outage
 from scheduler.runtime.reports import Levels, levels_of
 from scheduler.runtime.scheduler import HasTenant
-from scheduler.runtime.values import Quote, Statistics
+from scheduler.runtime.standing_in import StandingIn
+from scheduler.runtime.values import Quote
+from scheduler.runtime.watching import Watching
 from scheduler.stores.protocol import Store
 from scheduler.stores.results import load
 from scheduler.stores.values import DONE, Accepted, Holder, Request
 
 
-class DurableScheduler(Admission):
+class DurableScheduler(Watching):
     """A `Scheduler` with a store. Its own process runs no job: `Worker` does, there or anywhere else."""
 
     store: Store
 
-    def __init__(self, *arguments: Any, store: Store, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, store: Store, outage: Outage | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         if settings.get("gates") is not None:
             raise ValueError("gates: a store has no shared gates yet; leave them out")
@@ -45,11 +48,13 @@ class DurableScheduler(Admission):
             if settings.get(name) is not None:
                 raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
+        self._begin_watch(Outage() if outage is None else instance("outage", outage, Outage))
 
     # --- life ---------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()
+        await self._open_watch()
         self.closed = False
         return self
 
@@ -59,7 +64,10 @@ class DurableScheduler(Admission):
         try:
             await self.aclose(drain=kind is None)
         finally:
-            await self.store.__aexit__(kind, error, trace)
+            try:
+                await self._close_watch()
+            finally:
+                await self.store.__aexit__(kind, error, trace)
 
     async def aclose(self, *, drain: bool = True) -> None:
         """Take no more jobs here. What was accepted stays in the store, and workers run it.
@@ -76,6 +84,8 @@ class DurableScheduler(Admission):
     def submit(self, tenant: str, prompt: Prompt, **wishes: Any) -> Coroutine[Any, Any, Any]:
         """See `Scheduler.submit`. The job is committed before it waits, and outlives this process.
 
+        While the store is down it is refused, whatever the `Outage` says: nobody may lose what was accepted.
+
         Cancelling the call withdraws it while it waits, and has its handler cancelled while it runs. `key`:
         at most one job of the tenant is ever accepted under it; a second call gets the first one's result.
         Raises `JobFailed` where a handler's exception would reach the caller in process.
@@ -88,8 +98,7 @@ class DurableScheduler(Admission):
         self._pending += 1
         accepted: Accepted | None = None
         try:
-            await self.store.home.recorded(request.tenant)
-            accepted = await self.store.submit(request)
+            accepted = await self._accept(request)
             async with asyncio.timeout(None if timeout is None else self.store.until(accepted.deadline)):
                 return await self.result_of(accepted.id, request.tenant)
         except TimeoutError as error:
@@ -121,10 +130,10 @@ class DurableScheduler(Admission):
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
         request = self._request(tenant, prompt, **wishes)
-        await self.store.home.recorded(tenant)
         if connection is None:
-            accepted = await self.store.submit(request)
+            accepted = await self._accept(request)
         else:
+            await self.store.home.recorded(tenant)
             accepted = await self.store.submit_in(connection, request)
         return DurableTicket(self, accepted.known(tenant), committed=connection is None, new=accepted.new)
 
@@ -182,8 +191,7 @@ class DurableScheduler(Admission):
     ) -> Quote:
         """What a job would get if it were submitted now. Leaves no trace."""
         request = self._request(tenant, "quote", cost=cost, priority=priority, gate=gate)
-        await self.store.home.recorded(tenant)
-        found, now = await self.store.quote(request)
+        found, now = await self._ask_or(request, self.store.quote, StandingIn.quote)
         wait, expected = max(0, found.promised - now), max(0, found.expected - now)
         return Quote(found.position, wait / NS, expected / NS, found.binds)
 
@@ -239,7 +247,9 @@ class DurableScheduler(Admission):
         request = self._request(run.tenant, "message")
         policy = Policy() if request.policy.max_wait == 0 else request.policy
         holder = Holder(run.sequence, run.tries, run.calls)
-        return StoredGrant.of(self, replace(request, policy=policy, holder=holder))
+        grant = StoredGrant.of(self, replace(request, policy=policy, holder=holder))
+        grant.run = run.shadow if isinstance(run, StoredGrant) else None
+        return grant
 
     # --- tenants ------------------------------------------------------------------------------------
 
@@ -267,12 +277,10 @@ class DurableScheduler(Admission):
         raise NotImplementedError("levels: over a store, await current_levels")
 
     async def current_levels(self, tenant: str) -> Levels:
-        """See `Scheduler.levels`."""
-        await self.store.home.recorded(tenant)
-        return levels_of(*await self.store.see(self._request(tenant, "levels")))
-
-    async def statistics(self, tenant: str | None = None) -> Statistics:
-        """A snapshot of what is in the store: of everything, or of one tenant."""
-        await self.store.home.recorded(tenant)
-        counts = await self.store.count(None if tenant is None else check_tenant(tenant))
-        return Statistics(**counts)
+        """See `Scheduler.levels`. While the store is down those of this process, or none."""
+        request = self._request(tenant, "levels")
+        try:
+            found = await self._ask_or(request, self.store.see, StandingIn.account)
+        except ErrRateLimited:
+            return {}
+        return levels_of(*found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
@@ -19,6 +19,9 @@ from scheduler.runtime.estimates import Estimates
 from scheduler.runtime.grant import Grant, current_turn
 from scheduler.runtime.job import Handler, Job, Prompt, QueuedJob, Ticket
 from scheduler.runtime.values import Quote
+
+if TYPE_CHECKING:
+    from scheduler.runtime.outage import Outage
 
 Gates = Quota | Upstream | Mapping[str, Quota | Upstream]
 Policies = Policy | Mapping[str, Policy] | Callable[[str], Policy]
@@ -48,7 +51,8 @@ class Scheduler(Asking):
     bound `prompt` and `priority`. `deferred`: the handler of jobs that a rung defers, which no `run_timeout`
     bounds, for at most `max_deferred` at a time. `estimates`: what jobs that name no cost are charged where
     tokens are limited. `overload`: the order of lines that are late. `listener`: called with each `News` of a
-    gate. `clock`: the monotonic clock, unless a test brings another.
+    gate, or of the store. `outage`: what calls do while that is down. `clock`: the monotonic clock, unless a
+    test brings another.
 
     Use it as an async context manager: leaving the block waits for all jobs (or, after an exception, cancels
     them). Without a shared store every process has its own buckets: N processes give N times the rate.
@@ -74,6 +78,7 @@ class Scheduler(Asking):
         max_prompt_bytes: int = 32_000_000,
         max_head_start: float = 60.0,
         store: Any = None,
+        outage: Outage | None = None,
         deferred: Handler | None = None,
         max_deferred: int = 10_000,
         estimates: Estimates | None = None,
@@ -81,6 +86,7 @@ class Scheduler(Asking):
         listener: Callable[[News], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        _no_store(outage=outage)  # the scheduler over one has taken it already
         self._policy_of = chooser("policy", policy, Policy)
         self._policy = policy if isinstance(policy, Policy) else None
         quota_of = chooser("quotas", quotas, Quota)

@@ -75,6 +75,22 @@ class GateStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """How it stands with the store, as far as this process can tell.
+
+    `down`: the seconds for which it has been down, None while it is there. The rest counts since the start:
+    `outages`, calls that were `refused` because of one, and calls that this process `admitted` by itself;
+    `unrecorded` of these are not in the store yet.
+    """
+
+    down: float | None
+    outages: int = 0
+    refused: int = 0
+    admitted: int = 0
+    unrecorded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """A snapshot, of everything or of one tenant.
 
@@ -82,7 +98,7 @@ class Statistics:
     `granted`, `done`, `failed`, `cancelled` jobs and blocks, `refused` by reason, `retried` tries, `stalls`
     (wake-ups later than the catch-up cap); `gates` has a `GateStatistics` each. Of one tenant only `waiting`,
     `running`, `tenants` (0 or 1) and `levels` (permits in each bucket by name, below 0 when in debt) are
-    filled in.
+    filled in. `store` is None without one; while it is down all else is about what this process admits alone.
     """
 
     waiting: int
@@ -97,3 +113,4 @@ class Statistics:
     refused: Mapping[Reason, int] = field(default_factory=dict)
     levels: Mapping[str, float] = field(default_factory=dict)
     gates: Mapping[str, GateStatistics] = field(default_factory=dict)
+    store: StoreStatistics | None = None

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from scheduler.core.account import Account
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import Quota, Usage
-from scheduler.stores.values import Accepted, Known, Outcome, Place, Request
+from scheduler.stores.values import Accepted, Debt, Known, Outcome, Place, Request
 
 
 class Callers(Protocol):
@@ -24,6 +25,10 @@ class Callers(Protocol):
 
     def settle(self, caller: int, tenant: str, usage: Usage | None) -> None: ...
 
+    def wait_again(self, place: Place, told: asyncio.Future[None]) -> None: ...
+
+    async def record(self, debts: Sequence[Debt]) -> dict[str, int]: ...
+
 
 class Store(Protocol):
     """What a scheduler needs of a store. See `scheduler.stores.postgres.PostgresStore`."""
@@ -34,6 +39,15 @@ class Store(Protocol):
     async def __aenter__(self) -> Any: ...
 
     async def __aexit__(self, *error: Any) -> None: ...
+
+    @property
+    def lost(self) -> tuple[type[Exception], ...]: ...
+
+    async def reach(self) -> None: ...
+
+    def about(self) -> int: ...
+
+    def last_quota(self, tenant: str) -> Quota | None: ...
 
     def until(self, time: int) -> float: ...
 

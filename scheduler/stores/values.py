@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
 
+from scheduler.core.owing import Owed
 from scheduler.core.policy import Policy
 from scheduler.core.quota import Cost, Quota, Usage
 
@@ -146,6 +148,32 @@ class Outcome(NamedTuple):
     """Its timeout, if it had one."""
 
 
+class Unreached(ConnectionError):
+    """No connection could be had, so nothing was asked of the store."""
+
+
+class Held(NamedTuple):
+    """A caller that was admitted without the store and still runs. Its `key` tells it from all others."""
+
+    key: str
+    cost: Cost
+    arrival: int
+    slot: int
+
+
+class Debt(NamedTuple):
+    """What callers of a tenant used without the store. It is put there once, however often that is tried.
+
+    `quota`: for a tenant that was never seen; `owed` has the costs of those that still run too.
+    """
+
+    key: str
+    tenant: str
+    quota: Quota
+    owed: Owed
+    held: Sequence[Held]
+
+
 class Withdrawn(Exception):
     """A caller's place in line is gone without a grant; `outcome` says why."""
 
@@ -155,9 +183,20 @@ class Withdrawn(Exception):
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """A caller's place in line: `told` is done when it is granted, and then `slot` is there."""
+    """A caller's place in line: `told` is done when it is granted, and then `slot` is there.
+
+    `lost`: why it waits in vain, also where nobody heard of that.
+    """
 
     accepted: Accepted
     tenant: str
     told: asyncio.Future[None]
     slot: int = 0
+    lost: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Tell its caller that it waits in vain."""
+        self.lost = error
+        if not self.told.done():
+            self.told.set_exception(error)
+            self.told.exception()  # looked at, also where nobody waits any more

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scheduler import Grant, JobFailed, Quota, Scheduler, Usage
+from scheduler import ErrRateLimited, Grant, JobFailed, Quota, Scheduler, Usage
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.connections import LOST
 from tests.faults.roles import PATIENT, Log, Role, trap_of
@@ -68,7 +68,7 @@ class Asking:
             except JobFailed as failed:
                 if failed.kind != "cancelled" or not is_forgotten(tenant):
                     raise
-            except LOST:
+            except (*LOST, ErrRateLimited):  # refused while the store is down: its policy refuses nobody
                 await asyncio.sleep(0.05)
 
     async def _work(self, grant: Grant, rng: random.Random) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import asyncpg
 
-from scheduler import JobFailed, Scheduler, SchedulerClosed
+from scheduler import ErrRateLimited, JobFailed, Scheduler, SchedulerClosed
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.connections import LOST
 from scheduler.stores.postgres.embedded import Embedded
@@ -131,7 +131,7 @@ class Stage:
                 return
             except SchedulerClosed:
                 return
-            except LOST:
+            except (*LOST, ErrRateLimited):  # refused while the store is down: its policy refuses nobody
                 await asyncio.sleep(0.05)
 
     def cancel(self, key: str) -> None:

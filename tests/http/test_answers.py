@@ -25,6 +25,7 @@ ROWS = [
     (QuotaExceeded("acme", "input_tokens", 900, 500), 413, "request_too_large", "quota_exceeded", None),
     (DeadlineExceeded("acme", "timeout", 3.0), 504, "timeout_error", "deadline_exceeded", None),
     (SchedulerClosed("closed"), 503, "api_error", "draining", "5"),
+    (ErrRateLimited("acme", "store_down", 0.4), 503, "api_error", "store_down", "1"),
     (JobFailed("acme", "broken_stream", 5), 502, "api_error", "upstream_failed", None),
     (UpstreamError("broken_stream", 500), 502, "api_error", "upstream_failed", None),
     (UpstreamError("overloaded", 529), 529, "overloaded_error", "upstream_overloaded", None),

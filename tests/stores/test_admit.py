@@ -26,7 +26,7 @@ from scheduler import (
 from scheduler.core.quota import Cost
 from scheduler.http import WaitlineMiddleware
 from scheduler.stores.postgres import PostgresStore
-from scheduler.stores.postgres.home import Home
+from scheduler.stores.postgres.returning import Returning
 from scheduler.worker import Worker
 from tests.stores.callers import FAST_SLOT, PATIENT, rows, until, web
 from tests.stores.working import working
@@ -290,7 +290,7 @@ async def test_a_caller_is_granted_among_many_tenants_that_wait_for_a_worker(dsn
 async def test_who_is_due_in_another_one_s_hands_waits_without_asking_all_the_time(dsn: str) -> None:
     looks = 0
 
-    class Counted(Home):
+    class Counted(Returning):
         async def _look(self) -> float:
             nonlocal looks
             looks += 1

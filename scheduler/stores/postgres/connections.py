@@ -9,6 +9,8 @@ from typing import TypeVar, cast
 
 import asyncpg
 
+from scheduler.stores.values import Unreached
+
 T = TypeVar("T")
 
 PINNED = {
@@ -47,6 +49,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 """Seconds between tries to reach a server that is gone: doubled from the first to the longest."""
 
 
+CONNECT = 5.0
+"""Seconds to connect in. A server that is killed may leave connections behind that nobody ever answers."""
+
+
 async def _leave_as_it_is(_: object) -> None:
     """Nothing here changes a session, and putting it back in order would be a round trip after each use."""
 
@@ -65,6 +71,7 @@ class Connections:
             self._dsn,
             min_size=0,  # or it would log a traceback for each try to have one while the server is gone
             max_size=self._most,
+            timeout=CONNECT,
             server_settings=PINNED,
             command_timeout=60.0,
             reset=_leave_as_it_is,
@@ -92,12 +99,28 @@ class Connections:
         if pool is None:
             raise RuntimeError("the store is not open")
         try:
-            async with pool.acquire() as connection:
+            try:
+                connection = await pool.acquire()
+            except LOST as error:
+                raise Unreached(str(error) or type(error).__name__) from error
+            try:
                 yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
+            finally:
+                await pool.release(connection)
         except asyncpg.ReadOnlySQLTransactionError:
             # The server is a standby by now: a new connection may find the new primary.
             await pool.expire_connections()
             raise
+
+    async def reach(self) -> int:
+        """The database's time, by a connection of its own. Raises unless it can be written to."""
+        connection = await asyncpg.connect(self._dsn, server_settings=PINNED, timeout=CONNECT)
+        try:
+            if await connection.fetchval("select current_setting('transaction_read_only')::boolean"):
+                raise asyncpg.ReadOnlySQLTransactionError("the server is a standby")
+            return int(await connection.fetchval("select waitline.now_ns()"))
+        finally:
+            connection.terminate()
 
     async def listen(
         self, channels: Mapping[str, Callable[[str], None]], caught_up: Callable[[], Awaitable[None]]
@@ -106,7 +129,7 @@ class Connections:
         pause = FIRST_PAUSE
         while True:
             try:
-                connection = await asyncpg.connect(self._dsn, server_settings=PINNED)
+                connection = await asyncpg.connect(self._dsn, server_settings=PINNED, timeout=CONNECT)
             except LOST:
                 await asyncio.sleep(pause)
                 pause = min(LONGEST_PAUSE, 2 * pause)

@@ -95,9 +95,10 @@ class Home:
         claimed: Claimed | None = None
         try:
             async with self._connections.transaction() as connection:
-                answers = await submitting.submit(connection, [request for request, _ in joins])
-                tenants = sorted({request.tenant for request, _ in joins})
-                claimed = await self._claim(connection, tenants)
+                requests = [request for request, _ in joins]
+                answers = await submitting.submit(connection, requests, self._store.quotas)
+                granted = await self._claim(connection, sorted({request.tenant for request in requests}))
+            claimed = granted  # not before it is committed
             places: list[Answer] = [
                 answer if isinstance(answer, Exception) else Place(answer, request.tenant, told)
                 for (request, told), answer in zip(joins, answers, strict=True)
@@ -210,7 +211,7 @@ class Home:
 
     def _start(self, name: str, work: Any) -> None:
         task = self._tasks.get(name)
-        if self._waiting and (task is None or task.done()):
+        if (self._waiting or self._held) and (task is None or task.done()):
             self._tasks[name] = self._store.group.create_task(work())
 
     async def _watch(self) -> None:
@@ -256,7 +257,8 @@ class Home:
         claimed: Claimed | None = None
         try:
             async with self._connections.transaction() as connection:
-                claimed = await self._claim(connection, tenants)
+                granted = await self._claim(connection, tenants)
+            claimed = granted
             return claimed is not None and claimed.moved
         finally:
             self._claiming -= 1
@@ -269,8 +271,8 @@ class Home:
             row = found.get(caller)
             if row is not None and row["state"] <= RUNNING:
                 continue
-            if self._waiting.pop(caller, None) is not None and not place.told.done():
-                place.told.set_exception(Withdrawn(outcome_of(caller, place.tenant, row)))
+            if self._waiting.pop(caller, None) is not None:
+                place.fail(Withdrawn(outcome_of(caller, place.tenant, row)))
 
     async def _beat(self) -> None:
         """Renew the leases of all who wait or run here, three times in the length of one."""
@@ -289,9 +291,7 @@ class Home:
         self._closed = True
         gone = {caller: place.tenant for caller, place in self._waiting.items()}
         for place in self._waiting.values():
-            if not place.told.done():
-                place.told.set_exception(SchedulerClosed("the scheduler was closed while the call waited"))
-                place.told.exception()  # looked at, also where nobody waits any more
+            place.fail(SchedulerClosed("the scheduler was closed while the call waited"))
         self._waiting.clear()
         for task in self._tasks.values():
             task.cancel()

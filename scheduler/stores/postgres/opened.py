@@ -8,9 +8,25 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Self
 
-from scheduler.core.quota import NS
-from scheduler.stores.postgres.connections import Connections
+from scheduler.core.quota import NS, Quota
+from scheduler.stores.postgres.connections import LOST, Connections
 from scheduler.stores.postgres.migrate import migrate
+
+QUOTAS = 10_000
+"""Tenants of which a process remembers the quota."""
+
+
+class Quotas(dict[str, Quota]):
+    """The quotas that were seen last, of the tenants that came last."""
+
+    def see(self, tenant: str, quota: Quota) -> None:
+        """Note the quota of a tenant."""
+        if self.get(tenant) is quota:
+            return
+        self.pop(tenant, None)
+        self[tenant] = quota
+        if len(self) > QUOTAS:
+            del self[next(iter(self))]
 
 
 class Opened:
@@ -25,6 +41,7 @@ class Opened:
         self._listener: asyncio.Task[None] | None = None
         self._offset = 0
         self._abandoned = False
+        self.quotas = Quotas()
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -106,3 +123,17 @@ class Opened:
             now = int(await connection.fetchval("select waitline.now_ns()"))
         self._noted(now, asked)
         return now
+
+    @property
+    def lost(self) -> tuple[type[Exception], ...]:
+        """What is raised while the database is away for a while."""
+        return LOST
+
+    async def reach(self) -> None:
+        """Raise unless the database can be reached, by a new connection, and written to."""
+        asked = monotonic_ns()
+        self._noted(await self._connections.reach(), asked)
+
+    def last_quota(self, tenant: str) -> Quota | None:
+        """The quota that the database had for a tenant when this process last saw it."""
+        return self.quotas.get(tenant)

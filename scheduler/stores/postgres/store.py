@@ -17,9 +17,9 @@ from scheduler.stores.postgres import claiming, plain, rows, settling, submittin
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
-from scheduler.stores.postgres.home import Home
 from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.postgres.results import Results
+from scheduler.stores.postgres.returning import Returning
 from scheduler.stores.postgres.settling import Ending
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.postgres.submitting import Answer
@@ -58,7 +58,7 @@ class PostgresStore(Keeping):
         self._endings: Batches[Ending, bool] = Batches(self.record, BATCH)
         self._claims = plain.Guess()
         self._results = Results(self._connections)
-        self.home = Home(self, self._connections, self.lease_ns, self._endings)
+        self.home = Returning(self, self._connections, self.lease_ns, self._endings)
         self.on_due: list[Callable[[int], None]] = [self.home.look]
         self.on_stop: list[Callable[[int], None]] = []
         self.on_session: list[Callable[[str | None], None]] = []
@@ -81,9 +81,11 @@ class PostgresStore(Keeping):
             async with self._connections.connection() as connection:
                 answers = await plain.submit(connection, requests)
             if answers is not None:
+                for request in requests:
+                    self.quotas.see(request.tenant, request.quota)
                 return answers
         async with self._connections.transaction() as connection:
-            return await submitting.submit(connection, requests)
+            return await submitting.submit(connection, requests, self.quotas)
 
     async def submit_in(self, connection: Connection, request: Request) -> Accepted:
         """Accept a job in the caller's own transaction, on whose commit it becomes real."""
@@ -166,6 +168,7 @@ class PostgresStore(Keeping):
         """Change a tenant's limits with its jobs waiting; `first`: what it has had if it was never seen."""
         async with self._connections.transaction() as connection:
             await settling.set_quota(connection, tenant, quota, first)
+        self.quotas.see(tenant, quota)
 
     async def quote(self, request: Request) -> tuple[Outlook, int]:
         """What a job could look forward to now, and the time. Locks nothing, leaves no trace."""

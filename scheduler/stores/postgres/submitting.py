@@ -15,6 +15,7 @@ from scheduler.core.stored import StoredJob, TenantState
 from scheduler.errors import refused
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked, configured
+from scheduler.stores.postgres.opened import Quotas
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Accepted, Request
 
@@ -174,9 +175,17 @@ def _place(job: StoredJob) -> int:
     return job.arrival - job.head_start if job.holder is None else job.holder.arrival
 
 
-async def submit(connection: Connection, requests: Sequence[Request]) -> list[Answer]:
-    """Judge requests in the order in which they came. Refused ones are answered with their exception."""
+async def submit(
+    connection: Connection, requests: Sequence[Request], quotas: Quotas | None = None
+) -> list[Answer]:
+    """Judge requests in the order in which they came. Refused ones are answered with their exception.
+
+    `quotas`: where to note what the tenants' are.
+    """
     locked = await Locked.made(connection, {request.tenant: request.quota for request in requests})
+    if quotas is not None:
+        for state in locked.states.values():
+            quotas.see(state.name, state.quota)
     return await Batch(connection, requests, locked).judge()
 
 
