@@ -255,46 +255,9 @@ async def test_no_call_begins_once_a_spending_limit_was_heard_of(slots: int) -> 
     assert statistics.refused[Reason.SPEND_LIMIT] == 302 - asked
 
 
-def test_who_was_granted_in_the_instant_of_the_close_does_not_begin() -> None:
-    """One call ends and lets the next in, another one brings the bad news before that has begun to run."""
-
-    async def main() -> None:
-        begun: list[Any] = []
-        go = asyncio.Event()
-
-        async def handler(job: Job) -> None:
-            begun.append(job.prompt)
-            await go.wait()
-            if job.prompt == "bad news":
-                job.hear(Signal(Answer.SPEND_LIMIT))
-
-        quotas, gate = Quota(Rate(1, burst=9)), Quota(concurrency=2)
-        async with Scheduler(handler, quotas=quotas, gates=gate, clock=VirtualClock()) as scheduler:
-
-            async def block() -> None:
-                async with scheduler.admit("acme"):
-                    begun.append("block")
-
-            first = asyncio.create_task(scheduler.submit("acme", "first"))
-            bad = asyncio.create_task(scheduler.submit("acme", "bad news"))
-            await asyncio.sleep(0)
-            calls = [asyncio.create_task(scheduler.submit("acme", "late")), asyncio.create_task(block())]
-            tickets = [await scheduler.enqueue("acme", "queued")]
-            await asyncio.sleep(0)
-            go.set()
-            await asyncio.gather(first, bad)
-            results = await asyncio.gather(*calls, tickets[0].result(), return_exceptions=True)
-            assert [getattr(error, "reason", error) for error in results] == ["spend_limit"] * 3
-            assert begun == ["first", "bad news"]
-            levels = (await scheduler.statistics("acme")).levels
-            assert levels == {"requests": 7}
-
-    run_virtual(main())
-
-
 @pytest.mark.parametrize("kind", ["submit", "enqueue", "admit"])
 def test_whoever_was_granted_a_slot_in_that_instant_gives_it_back(kind: str) -> None:
-    """The same for each way to wait alone in line."""
+    """One call ends and lets the next in; another brings the bad news before that one has begun to run."""
 
     async def main() -> None:
         begun: list[Any] = []
