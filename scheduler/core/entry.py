@@ -121,7 +121,8 @@ class Entry:
         """Fix arrival and key: a continuation takes its run's key, anybody else a new one."""
         self.arrival, self.sequence = now, sequence
         if self.holder is None:
-            self.key = ((now - self.head_start << SEQUENCE_BITS) + sequence) << RUN_BITS
+            self.key = 0
+            self.fix_key()
         else:
             self.holder.calls += 1
             self.key = self.holder.fix_key() + min(self.holder.calls, (1 << RUN_BITS) - 1)
