@@ -61,7 +61,8 @@ class Watch:
         self._by = math.inf
         self._next = 0.0
         self._verdict = asyncio.Event()
-        self._asking: dict[asyncio.Timeout, None] = {}
+        self._asking: dict[asyncio.Timeout, float] = {}
+        self._alarm: asyncio.TimerHandle | None = None
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._patient: dict[asyncio.Future[None], None] = {}
         self._echoes: dict[str, Echo] = {}
@@ -77,6 +78,8 @@ class Watch:
         self._group = None
         if self._task is not None:
             self._task.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
         for bound in self._asking:
             bound.reschedule(0)
         self._let_go()
@@ -90,12 +93,12 @@ class Watch:
         """
         loop = asyncio.get_running_loop()
         by = loop.time() + self.outage.patience
-        # A store that does not answer at all is suspected while there is time left to make sure.
-        alarm = loop.call_later(self.outage.patience / 2, self.suspect, by)
+        if self._alarm is None:
+            self._alarm = loop.call_at(by - self.outage.patience / 2, self._unanswered)
         bound = asyncio.timeout(None)
         try:
             async with bound:
-                self._asking[bound] = None
+                self._asking[bound] = by
                 try:
                     return await self._repeat(work, again, by)
                 finally:
@@ -106,8 +109,21 @@ class Watch:
             if self._group is None:
                 raise SchedulerClosed("the scheduler was closed while the call waited") from None
             raise Fallen from None
-        finally:
-            alarm.cancel()
+
+    def _unanswered(self) -> None:
+        """Suspect a store that does not answer at all, while there is time left to make sure.
+
+        One timer serves all that ask: the first of them has asked for the longest.
+        """
+        loop, self._alarm = asyncio.get_running_loop(), None
+        oldest = next(iter(self._asking.values()), None)
+        if oldest is None:
+            return
+        early = oldest - self.outage.patience / 2
+        if early <= loop.time():
+            self.suspect(oldest)
+            early = loop.time() + self.outage.patience / 2
+        self._alarm = loop.call_at(early, self._unanswered)
 
     async def _repeat(self, work: Callable[[], Awaitable[T]], again: Callable[[], bool], by: float) -> T:
         loop = asyncio.get_running_loop()
