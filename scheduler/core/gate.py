@@ -25,7 +25,7 @@ SPREAD = 1_000_000
 SPREADS = 60_000 * SPREAD
 """Nanoseconds within which all of them are told their times."""
 
-COUNTED = 64
+COUNTED = 8
 """Heads that are counted one by one."""
 
 RAMP_FULL = 32
@@ -140,11 +140,14 @@ class Gate(Account):
         Of more than `COUNTED` all are taken to: what is before a place is then a part of the whole anyway.
         """
         items, found, look = self.eligible.items, 0, [0]
+        size = len(items)
         while look and found < COUNTED:
             index = look.pop()
-            if index < len(items) and items[index][:2] < (start, key):
-                found += items[index][-1].placed is items[index]
-                look += (2 * index + 1, 2 * index + 2)
+            if index < size:
+                item = items[index]
+                if item[0] < start or (item[0] == start and item[1] < key):
+                    found += item[2].placed is item
+                    look += (2 * index + 1, 2 * index + 2)
         return self.standing if look else found
 
     @property
