@@ -37,7 +37,7 @@ class Panel:
 PANELS = (
     Panel("quiet_in_time", "quiet: answered in 60 s, %", (0, 25, 50, 75, 100)),
     Panel("quiet_ratio", "quiet: p99 ÷ p99 alone", (1, 2, 5, 10, 20, 50), logarithmic=True),
-    Panel("in_time", "everybody: answered in 60 s, %", (0, 25, 50, 75, 100)),
+    Panel("in_time", "all: answered in 60 s, %", (0, 25, 50, 75, 100)),
     Panel("wasted_percent", "calls wasted, %", (0, 25, 50, 75, 100)),
 )
 
