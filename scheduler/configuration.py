@@ -25,13 +25,15 @@ What a tenant says itself goes before what its tier says.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import DIMENSIONS, WORD, Quota, Rate
 from scheduler.core.signals import Upstream
+
+T = TypeVar("T")
 
 MAX_NAME = 512
 """Characters in a tenant's name."""
@@ -146,21 +148,11 @@ def _policy(path: str, table: dict[str, Any]) -> Policy:
         if not isinstance(rungs, list):
             raise ValueError(f"{path}.ladder: must be an array of tables, got {rungs!r}")
         table["ladder"] = [_rung(f"{path}.ladder[{index}]", rung) for index, rung in enumerate(rungs)]
-    try:
-        return Policy(**table)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}.{error}") from None
+    return _made(path, Policy, **table)
 
 
 def _rung(path: str, value: object) -> Rung:
-    table = _table(path, value)
-    _only(path, table, RUNG)
-    if "after" not in table:
-        raise ValueError(f"{path}.after: is missing, got {value!r}")
-    try:
-        return Rung(**table)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}.{error}") from None
+    return _made(path, Rung, **_fields(path, value, RUNG, "after"))
 
 
 def _gate(path: str, value: object) -> Upstream:
@@ -169,11 +161,24 @@ def _gate(path: str, value: object) -> Upstream:
     options = {name: table.pop(name) for name in ("ceiling", "spend_probe") if name in table}
     if "ceiling" in options:
         options["ceiling"] = _quota(f"{path}.ceiling", options["ceiling"])
+    return _made(path, Upstream, quota=_quota(path, table), **options)
+
+
+def _made(path: str, kind: Callable[..., T], **fields: Any) -> T:
+    """Make a value of its fields; what is wrong with one is told with the path to it."""
     try:
-        return Upstream(_quota(path, table), **options)
+        return kind(**fields)
     except (TypeError, ValueError) as error:
-        text = str(error)
-        raise ValueError(text if text.startswith(path) else f"{path}.{text}") from None
+        raise ValueError(f"{path}.{error}") from None
+
+
+def _fields(path: str, value: object, known: tuple[str, ...], needed: str) -> dict[str, Any]:
+    """The fields of a small table, none of which is unknown, and of which one must be there."""
+    table = _table(path, value)
+    _only(path, table, known)
+    if needed not in table:
+        raise ValueError(f"{path}.{needed}: is missing, got {value!r}")
+    return table
 
 
 def _table(path: str, value: object) -> dict[str, Any]:
@@ -196,18 +201,8 @@ def _quota(path: str, value: object) -> Quota:
     fields: dict[str, Any] = {
         name: _rate(f"{path}.{name}", given) if name in DIMENSIONS else given for name, given in table.items()
     }
-    try:
-        return Quota(fields.pop("requests", None), **fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}.{error}") from None
+    return _made(path, Quota, **fields)
 
 
 def _rate(path: str, value: object) -> Rate:
-    table = _table(path, value)
-    _only(path, table, RATE)
-    if "permits" not in table:
-        raise ValueError(f"{path}.permits: is missing, got {value!r}")
-    try:
-        return Rate(**table)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}.{error}") from None
+    return _made(path, Rate, **_fields(path, value, RATE, "permits"))

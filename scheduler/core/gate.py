@@ -25,6 +25,9 @@ SPREAD = 1_000_000
 SPREADS = 60_000 * SPREAD
 """Nanoseconds within which all of them are told their times."""
 
+REFUSED = 64
+"""Times of which is remembered what was told."""
+
 COUNTED = 8
 """Heads that are counted one by one."""
 
@@ -42,7 +45,8 @@ class Gate(Account):
     The rest follows the upstream. `cut`: slots that are withheld while it is short, since `cut_at`;
     `failures`: failed calls since the last one that it accepted. `told`: limits that it named, permits per
     minute. `ramp`: the part of the limits that is used while growth is slowed down, in `RAMP_FULL` parts,
-    since `ramped_at`. `refused` is the time that the last one who was refused here was told.
+    since `ramped_at`. `refused`: by the time for which somebody had to wait who was refused here, what the
+    last of them was told.
     `closed_until`: when a spending limit may be probed, None while the gate is open; `probe`: who does.
     """
 
@@ -82,7 +86,8 @@ class Gate(Account):
         self.lines = 0
         self.crowd = 0.0
         self.late: dict[Cause, int] = {}
-        self.cut = self.failures = self.refused = 0
+        self.cut = self.failures = 0
+        self.refused: dict[int, int] = {}
         self.cut_at = now
         self.told: dict[str, int] = {}
         self.ramp, self.ramped_at = RAMP_FULL, now
@@ -105,10 +110,12 @@ class Gate(Account):
 
     def wait_of_refused(self, until: int, now: int) -> int:
         """In how long to come back, after `until`: another time for each that is refused here."""
-        told = max(until, now + 1)
-        if self.refused >= told:
-            told = self.refused + SPREAD if self.refused < told + SPREADS else told + 1
-        self.refused = told
+        until = max(until, now + 1)
+        last = self.refused.pop(until, None)
+        told = until if last is None else last + SPREAD if last < until + SPREADS else until + 1
+        self.refused[until] = told
+        if len(self.refused) > REFUSED:
+            del self.refused[next(iter(self.refused))]
         return told - now
 
     def turn(self, slot: bool) -> Turn | None:

@@ -52,8 +52,8 @@ class Ladder(Following):
         """Take the rungs whose time has come and that help. True if the job goes another way now."""
         if entry.outside or entry.holder is not None:
             return False
-        begin = Plan(entry.shared, entry.cost, entry.model, entry.max_tokens, False, 0)
-        plan = begin = begin._replace(expected=self._foresee(entry, begin, now))
+        plan = Plan(entry.shared, entry.cost, entry.model, entry.max_tokens, False, 0)
+        plan = plan._replace(expected=self._foresee(entry, plan, now))
         taken, predicted = entry.rung, 0
         self._ease(entry, plan.expected)
         for index in range(entry.rung, len(entry.policy.ladder)):
@@ -213,12 +213,6 @@ class Ladder(Following):
         entry.alarm = Alarm(entry)
         self.sequence += 1
         self.events.put((time, LADDER, self.sequence, entry.alarm))
-
-    def _look_again(self, entry: Entry, time: int) -> None:
-        """It has waited for as long as a rung says: take it if it helps, or look again later."""
-        entry.alarm = None
-        if not self._degrade(entry, time):
-            self._watch(entry, time)
 
     # --- looking ahead ------------------------------------------------------------------------------
 

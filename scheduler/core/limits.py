@@ -10,7 +10,7 @@ from scheduler.core.gate import RAMP_FULL, Gate
 from scheduler.core.quota import DIMENSIONS, Quota, Rate, full_burst, nanoseconds
 
 LONGEST = 3600.0
-"""Seconds: an upstream that names a longer time is not waited for."""
+"""Seconds: the longest time that is believed when an upstream names one."""
 
 
 def named(seconds: float) -> int:

@@ -272,8 +272,10 @@ class Schedule(Lines):
         self._come_in(entry, Cause.RETRY, time)
 
     def _look_again(self, entry: Entry, time: int) -> None:
-        """It has waited for as long as a rung of its ladder says."""
-        self._degrade(entry, time)
+        """It has waited for as long as a rung of its ladder says: take that if it helps, or look later."""
+        entry.alarm = None
+        if not self._degrade(entry, time):
+            self._watch(entry, time)
 
     def _expire(self, entry: Entry, time: int) -> None:
         """A deadline passed while the job waited."""

@@ -14,7 +14,7 @@ from scheduler.core.policy import Policy, Reason, Rung
 from scheduler.core.quota import NS, Cost, Quota, Rate, Usage
 from scheduler.core.signals import Answer, Signal, Upstream
 from tests.core.invariants import check
-from tests.core.play import PATIENT, START, Op, Play, engine, ops, quotas
+from tests.core.play import MS, PATIENT, START, Op, Play, engine, ops, quotas
 
 SPENT, ACCEPTED = Signal(Answer.SPEND_LIMIT), Signal(Answer.ACCEPTED)
 ONE = Quota(concurrency=1)
@@ -132,6 +132,18 @@ def test_a_probe_that_is_rate_limited_is_tried_again_when_it_may_be() -> None:
     assert offer(play, "x").reason is Reason.SPEND_LIMIT
     play.do(Op("advance", gap=1))
     assert offer(play, "x").state is State.RUNNING
+
+
+def test_who_is_told_a_long_wait_makes_nobody_elses_longer() -> None:
+    """Only those who would come back together are told different times."""
+    play = two(x=Quota())
+    told = []
+    for wait in (50, 5, 5, 50):
+        entry = offer(play, "x", Policy(max_wait=1))
+        refusal = play.engine.retry(play.now, entry, play.now + wait * NS, refused=False)
+        assert refusal is not None
+        told.append(refusal.retry_after)
+    assert told == [50 * NS, 5 * NS, 5 * NS + MS, 50 * NS + MS]
 
 
 # --- many at once -----------------------------------------------------------------------------------------
