@@ -29,12 +29,16 @@ def fair_cost(shape: Shape, amounts: Amounts) -> int:
 
 
 class FairOrder:
-    """The tags of one gate: its virtual time, tenants' finish tags, and the number of the busy period."""
+    """The tags of one gate: its virtual time, tenants' finish tags, and the number of the busy period.
 
-    __slots__ = ("finish", "period", "virtual")
+    `served`: whether anybody was, in this busy period.
+    """
+
+    __slots__ = ("finish", "period", "served", "virtual")
 
     def __init__(self) -> None:
         self.period = 1
+        self.served = False
         self.virtual = 0
         self.finish: dict[str, int] = {}
 
@@ -44,6 +48,7 @@ class FairOrder:
 
     def serve(self, tenant: str, start: int, step: int, reached: int) -> int:
         """Account for a grant with start tag `start` that costs `step`; virtual time has `reached` this."""
+        self.served = True
         self.virtual = max(self.virtual, reached)
         self.finish[tenant] = start + step
         return self.period
@@ -67,7 +72,8 @@ class FairOrder:
 
     def end_busy_period(self) -> None:
         """Forget every tag."""
-        if self.finish:
+        if self.served:
+            self.served = False
             self.finish.clear()
             self.period += 1
         self.virtual = 0

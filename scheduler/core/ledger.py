@@ -55,7 +55,7 @@ def outlook(
     if never is not None:
         return Outlook(0, now, now, Reason.NEVER), Refusal(Reason.NEVER, 0, never)
     if state.waiting:
-        tenant.lines[""] = _line(state, tenant, gate, line)
+        tenant.lines[""] = line_of(state, tenant, gate, line)
     call = job.holder is not None
     if call and _goes_at_once(tenant, job, now):
         return Outlook(0, now, now, Reason.STRICT), None
@@ -77,7 +77,7 @@ def outlook(
     if reason is None:
         return found, None
     if state.echo is not None:
-        tenant.echoes = {"": _echo(state.echo)}
+        tenant.echoes = {"": echo_of(state.echo)}
     refusal = refuse(job, now, run, found, reason, root)
     echo = (tenant.echoes or {})[""]
     state.echo = echo.zeros, echo.time, echo.last, echo.count
@@ -108,7 +108,8 @@ def needs_line(state: TenantState, job: StoredJob, coming: int, now: int) -> boo
     return unbounded or 0 < shape.concurrency - state.running <= most
 
 
-def _line(state: TenantState, tenant: Tenant, gate: Gate, jobs: Sequence[StoredJob]) -> Line:
+def line_of(state: TenantState, tenant: Tenant, gate: Gate, jobs: Sequence[StoredJob]) -> Line:
+    """A tenant's jobs in line, at whatever gate: those that were loaded, and the work of all."""
     line = Line(tenant, gate)
     for job in jobs:
         line.push(job)
@@ -116,7 +117,8 @@ def _line(state: TenantState, tenant: Tenant, gate: Gate, jobs: Sequence[StoredJ
     return line
 
 
-def _echo(saved: tuple[list[int], int, int, int]) -> Echo:
+def echo_of(saved: tuple[list[int], int, int, int]) -> Echo:
+    """The phantoms of those refused, as a store keeps them."""
     echo = Echo(saved[0], 0)
     echo.time, echo.last, echo.count = saved[1:]
     return echo
@@ -262,7 +264,9 @@ def settle(state: TenantState, cost: Cost, usage: Usage | None, now: int, slots:
 def move(state: TenantState, now: int) -> None:
     """Something changed for those who wait: nobody is granted before it did."""
     state.as_of = max(state.as_of, now)
-    if state.waiting:
+    for line in state.lines.values():
+        line.move(now)
+    if state.ungated:
         state.due_by(now)
 
 

@@ -21,10 +21,11 @@ LINGER = 1 << 30
 FADE_STEP = 1 << 20
 """Nanoseconds: idle tenants are looked over in batches 1 ms apart; larger ones would hold up others."""
 
-RETURN, HEAD, GATE, BEHIND, EXPIRE, FADE, LADDER = range(7)
+RETURN, HEAD, GATE, BEHIND, EXPIRE, FADE, LADDER, ARRIVE = range(8)
 """Kinds of events, in the order in which they are processed when they fall on the same nanosecond: whoever
 becomes eligible does so before a gate chooses; a head that leaves its permits to an older one of its tenant
-at another gate comes after that choice; and a job may still start at the very end of its deadline."""
+at another gate comes after that choice; a job may still start at the very end of its deadline; and whoever
+arrives finds all that done."""
 
 Event = tuple[int, int, int, Any]
 """(time, kind, key, owner)."""

@@ -17,7 +17,7 @@ from scheduler.core.line import Line
 from scheduler.core.lines import Lines
 from scheduler.core.overload import too_late
 from scheduler.core.policy import Cause, Reason, Refusal
-from scheduler.core.register import BEHIND, EXPIRE, GATE, HEAD, LADDER, RETURN
+from scheduler.core.register import BEHIND, EXPIRE, FADE, GATE, HEAD, LADDER, RETURN
 
 CATCH_UP = 50_000_000
 """Nanoseconds by which a wake-up may be late without moving a schedule (or one cost's time, if longer)."""
@@ -29,9 +29,12 @@ SLOT = Cause.SLOT
 class Schedule(Lines):
     """How the state moves in time. `Engine` adds what callers may ask of it."""
 
+    bounded = False
+    """Whether there are bounds to what may be granted beside all limits: see `Stage`."""
+
     # --- time -------------------------------------------------------------------------------------
 
-    def _advance(self, now: int) -> None:
+    def _advance(self, now: int) -> None:  # noqa: C901 - one case for each kind of event
         """Process every event up to `now`, each at its own time."""
         events = self.events
         while (event := events.first()) is not None and event[0] <= now:
@@ -50,8 +53,10 @@ class Schedule(Lines):
                 self._expire(owner, time)
             elif kind == LADDER:
                 self._look_again(owner.entry, time)
-            else:
+            elif kind == FADE:
                 self._forget(owner, time)
+            else:
+                self._arrive(owner, time)
             if self.touched and not self._more_arrive(time):
                 self._flush(time, now)
 
@@ -89,6 +94,8 @@ class Schedule(Lines):
             if too_late(front, time, self.overload):
                 self._refuse_now(front, Reason.DEADLINE, time)
                 continue
+            if self.bounded and self._stops(line, front, time):
+                return
             line.agenda.pop()
             # A grant that nobody else waits for leaves no debt.
             self._let_go(line, front, time, now, start if gate.backlogged else None)
@@ -96,7 +103,7 @@ class Schedule(Lines):
             self.events.drop(gate)
         if gate.eligible.first() is not None:
             gate.late[SLOT] = time
-        elif gate.holding.first() is None:
+        elif not gate.backlogged:
             gate.fair.end_busy_period()
 
     def _pass(self, line: Line, time: int, now: int) -> bool:
@@ -259,7 +266,14 @@ class Schedule(Lines):
             if self.runs:
                 self._slots_changed(now)
 
+    def _stops(self, line: Line, front: Entry, time: int) -> bool:
+        """Go no further although a head could pass; only if `bounded`."""
+        return False
+
     # --- by itself ----------------------------------------------------------------------------------
+
+    def _arrive(self, entry: Entry, time: int) -> None:
+        """A job comes in that was accepted elsewhere: see `Stage`."""
 
     def _return(self, entry: Entry, time: int) -> None:
         """A backoff is over: the job goes back to its line, by its key, if it can still fit its quota."""

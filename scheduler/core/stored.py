@@ -24,6 +24,9 @@ class StoredJob(Entry):
     __slots__ = ("since", "tenant")
 
     home: str | None = None
+    watched = False
+    parked: bool = False
+    """Whether it stands outside of its line, in backoff, until it arrives."""
 
     def __init__(self, tenant: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
         super().__init__(policy, ONE if cost is ONE or cost == ONE else cost)
@@ -54,6 +57,38 @@ class StoredJob(Entry):
 
 
 @dataclass(slots=True)
+class LineState:
+    """A row for a tenant at a shared gate: its line, and its place in the fair order.
+
+    `waiting`: jobs in line or outside for a while. `due`: the first time at which its head can come to stand
+    at the gate, None if that takes a change. `front`: the key of that head, None if it is yet to be found.
+    While it stands there, `start` is its tag, and `calls` says that it needs no worker. `finish`: the
+    tenant's finish tag, made in that busy `period`.
+    """
+
+    gate: str
+    tenant: str
+    waiting: int = 0
+    due: int | None = None
+    start: int | None = None
+    front: int | None = None
+    calls: bool = False
+    finish: int = 0
+    period: int = 0
+
+    def due_by(self, time: int) -> None:
+        """Something may happen at `time`, if not before."""
+        if self.due is None or time < self.due:
+            self.due = time
+
+    def move(self, time: int) -> None:
+        """Something changed for it: its head takes its place anew."""
+        if self.waiting:
+            self.start = self.front = None
+            self.due_by(time)
+
+
+@dataclass(slots=True)
 class TenantState:
     """A tenant's row.
 
@@ -62,6 +97,9 @@ class TenantState:
     `as_of`, the time of the last change that moved those who wait. `due` is the first time at which
     anything can happen, None if that takes a change. `echo`: the phantoms of those refused, as `(zeros,
     time, last, count)`.
+
+    `lines`: its lines at shared gates, by their names. Jobs of these count in `waiting` and `work` as all
+    others do, but what happens to them is due there.
 
     `again` is not kept, it is what the last decision found out: when one without slots of its own should ask
     again, although something is due before that, since that is for others to take. None says that `due` is
@@ -77,6 +115,7 @@ class TenantState:
     work: list[int] = field(default_factory=list)
     due: int | None = None
     echo: tuple[list[int], int, int, int] | None = None
+    lines: dict[str, LineState] = field(default_factory=dict, compare=False)
     again: int | None = field(default=None, compare=False)
     limits: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
     """A quota and its shape, kept because to find the shape costs more than all that is asked of it."""
@@ -110,7 +149,21 @@ class TenantState:
         """Count a job that joins the line, or leaves it."""
         self.work = [w + sign * a for w, a in zip(self.work, self.shape.amounts(cost), strict=True)]
 
-    def due_by(self, time: int) -> None:
-        """Something may be granted at `time`, if not before."""
-        if self.due is None or time < self.due:
+    def due_by(self, time: int, gate: str | None = None) -> None:
+        """Something may be granted at `time`, if not before: in the line at a gate, or where none is."""
+        if gate is not None:
+            self.lines[gate].due_by(time)
+        elif self.due is None or time < self.due:
             self.due = time
+
+    def line(self, gate: str) -> LineState:
+        """Its line at a shared gate."""
+        line = self.lines.get(gate)
+        if line is None:
+            line = self.lines[gate] = LineState(gate, self.name)
+        return line
+
+    @property
+    def ungated(self) -> int:
+        """Its waiting jobs that pass no shared gate."""
+        return self.waiting - sum(line.waiting for line in self.lines.values())

@@ -35,7 +35,8 @@ class Request:
     """A job to be accepted. `prompt` is JSON, `quota` for a tenant that was never seen; times are ns.
 
     `home`: the process of a caller that runs its own work and has no prompt; it waits for `lease` nanoseconds
-    unless that is renewed. `holder`: what it continues, if that is still running then.
+    unless that is renewed. `holder`: what it continues, if that is still running then. `gate`: the shared
+    gate that it passes; None for the only one, or none.
     """
 
     tenant: str
@@ -50,6 +51,7 @@ class Request:
     home: str | None = None
     lease: int = 0
     holder: Holder | None = None
+    gate: str | None = None
 
     def digest(self) -> bytes | None:
         """What tells another prompt under the same key."""
@@ -101,6 +103,7 @@ class Claim(NamedTuple):
     slot: int
     deadline: int | None
     lease: int
+    gate: str = ""
 
 
 class Ended(NamedTuple):

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.core.account import SLOT_FLOOR
 from scheduler.core.entry import Entry, State
 from scheduler.core.policy import Reason, Refusal
+from scheduler.core.signals import Upstream
 from tests.conformance.record import Answer, Quotas, Record
 from tests.core.play import START, Op, Play, engine
 
 
 @dataclass
 class Memory(Play):
-    """The engine in memory, with one gate without limits. `positions`: of each job, as a quote had it."""
+    """The engine in memory, with one gate without limits unless others are given.
+
+    `positions`: of each job, as a quote had it.
+    """
 
     positions: list[int | None] = field(default_factory=list)
     loose: set[str] = field(default_factory=set)
     """Tenants that refused for lack of a slot while somebody stood outside the line: the times differ."""
 
     @classmethod
-    def with_quotas(cls, quotas: Quotas) -> Memory:
-        return cls(engine(quotas), by_number=True)
+    def with_quotas(cls, quotas: Quotas, gates: Mapping[str, Upstream] | None = None) -> Memory:
+        return cls(engine(quotas, gates), by_number=True)
 
     def run(self, ops: Sequence[Op]) -> Memory:
         super().run(ops)
@@ -37,10 +41,11 @@ class Memory(Play):
 
     def add(self, now: int, entry: Entry, tenant: str, gate: str) -> Refusal | None:
         # The store learns no mean holding time of slots: it always expects the least.
-        self.engine.gates[""].hold = self.engine.root.hold = SLOT_FLOOR
+        for account in (*self.engine.gates.values(), self.engine.root):
+            account.hold = SLOT_FLOOR
         twin = Entry(entry.policy, entry.cost, **entry.__dict__)
         self.positions.append(self.engine.quote(now, tenant, gate, twin).position)
-        line = self.engine.tenants[tenant].lines.get("") if tenant in self.engine.tenants else None
+        line = self.engine.tenants[tenant].lines.get(gate) if tenant in self.engine.tenants else None
         if line is not None and line.outside:
             self.positions[-1] = None
         return super().add(now, entry, tenant, gate)

@@ -36,7 +36,7 @@ def spelled(op: Op) -> str:
     return f"Op({', '.join(named)})".replace("kind=", "")
 
 
-def compare(expected: Record, found: Record, quotas: Quotas, ops: Sequence[Op]) -> None:
+def compare(expected: Record, found: Record, quotas: Mapping[str, object], ops: Sequence[Op]) -> None:
     """Both sides did the same. What fails prints the script that replays it."""
     both = zip(expected.positions, found.positions, strict=True)
     positions = [None if want is None else here for want, here in both]

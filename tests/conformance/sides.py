@@ -13,9 +13,10 @@ became of the jobs that waited in vain. Not compared, as the design leaves it op
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scheduler.core.quota import NS
+from scheduler.core.signals import Upstream
 from scheduler.stores.postgres.claiming import Claimed
 from tests.conformance.memory import Memory
 from tests.conformance.processes import Claimer
@@ -34,9 +35,9 @@ def to_the_end(ops: Sequence[Op], rounds: int = 2) -> list[Op]:
     return [*ops, *([Op("advance", gap=LONG), *ends] * rounds), Op("advance", gap=LONG)]
 
 
-def in_memory(quotas: Quotas, ops: Sequence[Op]) -> Record:
+def in_memory(quotas: Quotas, ops: Sequence[Op], gates: Mapping[str, Upstream] | None = None) -> Record:
     """What the engine in memory does."""
-    return Memory.with_quotas(quotas).run(ops).record()
+    return Memory.with_quotas(quotas, gates).run(ops).record()
 
 
 async def same(
@@ -48,14 +49,16 @@ async def same(
     claimers: int = 1,
     slots: int = 100,
     processes: Sequence[Claimer] = (),
+    gates: Mapping[str, Upstream] | None = None,
 ) -> Record:
     """Play a script to the end on both sides; they must do the same. Returns what they did.
 
-    `processes`: those that claim, instead of so many `claimers` in this process.
+    `processes`: those that claim, instead of so many `claimers` in this process. `gates`: that all share.
     """
     script = to_the_end(ops)
-    expected = in_memory(quotas, script)
+    expected = in_memory(quotas, script, gates)
     async with opened(dsn, connections=claimers + 1) as store:
+        await store.hearing.declare(gates or {})
         stored = Stored(store, quotas, late=late, claimers=len(processes) or claimers, slots=slots)
         if processes:
             workers = {f"worker {number}": process for number, process in enumerate(processes)}
@@ -65,5 +68,5 @@ async def same(
 
             stored.remote = remote
         found = await (await stored.run(script)).record()
-    compare(expected, found, quotas, ops)
+    compare(expected, found, {**quotas, **(gates or {})}, ops)
     return found

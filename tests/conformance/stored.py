@@ -11,6 +11,7 @@ from scheduler.core.quota import NOTHING, NS
 from scheduler.errors import ErrRateLimited, QuotaExceeded
 from scheduler.stores.postgres import PostgresStore, plain
 from scheduler.stores.postgres.claiming import Claimed
+from scheduler.stores.postgres.gates import Heard
 from scheduler.stores.values import CANCELLED, DONE, Again, Claim, Ended, Request
 from tests.conformance.record import Answer, Quotas, Record
 from tests.core.play import START, Op
@@ -22,16 +23,47 @@ select t.name, t.waiting, t.running, t.work::text
 from waitline.tenant as t
 where t.waiting <> (select count(*) from waitline.job where tenant = t.name and state = 0)
     or t.running <> (select count(*) from waitline.job where tenant = t.name and state = 1 and holder is null)
-    or (0 <> any (t.work) and not exists (select from waitline.job where tenant = t.name and place >= 0))
+    or (
+        0 <> any (t.work)
+        and not exists (select from waitline.job where tenant = t.name and (place >= 0 or turn >= 0))
+    )
     or 0 > any (t.work)
 """
 """Tenants that count something else than there is."""
+
+WRONG_AT_GATES = """
+select g.name, g.running, g.state, jobs.running, jobs.lines, jobs.tenants
+from waitline.gate as g
+cross join lateral (
+    select
+        (select count(*) from waitline.job where gate = g.name and state = 1 and holder is null) as running,
+        (select count(distinct tenant) from waitline.job where gate = g.name and state = 0) as tenants,
+        (select sum(waiting) from waitline.line where gate = g.name) as lines,
+        (select count(*) from waitline.job where gate = g.name and state = 0) as waiting,
+        (
+            select coalesce(sum(cost[1]), 0)
+            from waitline.job
+            where gate = g.name and turn is not null
+        ) as requests
+) as jobs
+where g.running <> jobs.running or (g.state::json ->> 'lines')::integer <> jobs.tenants
+    or coalesce(jobs.lines, 0) <> jobs.waiting
+    or (jobs.requests = 0 and (g.state::json ->> 'backlog') like '%[1-9]%')
+"""
+"""Gates that count something else than there is."""
+
+FORGET_HOLD = """
+update waitline.gate
+set state = jsonb_set(state::jsonb, '{hold}', '50000000')::text
+returning 1
+"""
+"""The engine in memory is held to expect the least, too."""
 
 VIRTUAL = f"""
 create table if not exists waitline.test_clock (now bigint not null);
 create or replace function waitline.now_ns() returns bigint language sql volatile
     as 'select now from waitline.test_clock';
-truncate waitline.job, waitline.tenant, waitline.test_clock;
+truncate waitline.job, waitline.tenant, waitline.line, waitline.gate, waitline.test_clock;
 insert into waitline.test_clock values ({START});
 """
 
@@ -152,10 +184,12 @@ class Stored:
     def request(self, op: Op) -> Request:
         """An offer as the store takes it."""
         quota, rare = self.quotas[op.tenant], (op.head_start, op.session, op.timeout)
-        return Request(op.tenant, '"…"', quota, op.policy, op.cost, *rare)
+        return Request(op.tenant, '"…"', quota, op.policy, op.cost, *rare, gate=op.gate or None)
 
     async def offer(self, op: Op) -> None:
         """Submit a job, and note the answer."""
+        if op.gate:
+            await self.store.rows(FORGET_HOLD)
         try:
             found = await self.store.submit(self.request(op))
         except ErrRateLimited as error:
@@ -199,6 +233,18 @@ class Stored:
         """Change a tenant's quota."""
         await self.store.set_quota(op.tenant, op.quota, self.quotas[op.tenant])
 
+    async def hear(self, op: Op) -> None:
+        """An upstream's answer to the call of a running job."""
+        job = op.pick % len(self.ids) if self.ids else None
+        claim = None if job is None else self.running.get(job)
+        if claim is not None:
+            heard = Heard(claim.gate, claim.id, claim.tenant, claim.cost, claim.slot, op.signal)
+            await self.store.hearing._write([heard])
+
+    async def resume(self, op: Op) -> None:
+        """An operator opens a gate."""
+        await self.store.hearing.resume([op.gate])
+
     async def advance(self, op: Op) -> None:
         """Let time pass."""
 
@@ -212,6 +258,8 @@ class Stored:
         """What became of everything; the tenants' rows must count what there is."""
         wrong = await self.store.rows(WRONG)
         assert not wrong, f"tenant, waiting, running, work in line: {wrong}"
+        wrong = await self.store.rows(WRONG_AT_GATES)
+        assert not wrong, f"gate, running, state, jobs, lines: {wrong}"
         found = await self.store.rows("select id, kind from waitline.job where state = 3")
         self.kept.ends = {self.ids.index(int(str(number))): str(kind) for number, kind in found}
         return self.kept

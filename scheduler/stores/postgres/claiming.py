@@ -90,6 +90,30 @@ async def _decide(
     for row in heads:
         if row["next_return"] is not None:
             locked.states[row["tenant"]].due_by(row["next_return"])
+    claimed = await save(connection, locked, moved, back, worker, now, lease)
+    with_callers = {row["tenant"] for row in heads if row["homes"]}
+    if with_callers:
+        await tell(connection, moved, worker)
+        await _tell_of_lines(connection, locked, with_callers & {job.tenant for job in moved})
+    more = any(state.due is not None and state.due <= now for state in states) or len(states) >= TENANTS
+    blocked = {
+        state.name: Blocked(state.due, state.as_of, state.again)
+        for state in states
+        if state.again is not None and state.name in with_callers
+    }
+    return claimed._replace(more=more, blocked=blocked)
+
+
+async def save(  # noqa: PLR0917 - what one transaction knows
+    connection: Connection,
+    locked: Locked,
+    moved: Sequence[StoredJob],
+    back: Sequence[StoredJob],
+    worker: str,
+    now: int,
+    lease: int,
+) -> Claimed:
+    """Save what was decided: jobs that were granted or are gone, and those `back` from their backoff."""
     granted = [job for job in moved if job.state is RUNNING]
     gone = [job for job in moved if job.state is not RUNNING]
     waiting = {job.sequence for job in back} - {job.sequence for job in moved}
@@ -107,33 +131,29 @@ async def _decide(
         now,
         lease,
         sorted(waiting),
+        [job.period for job in granted],
     )
+    await locked.save_gates(connection)
     await announce(connection, [job.sequence for job in gone])
-    with_callers = {row["tenant"] for row in heads if row["homes"]}
-    if with_callers:
-        await _tell(connection, locked, granted, worker, with_callers & {job.tenant for job in moved})
-    more = any(state.due is not None and state.due <= now for state in states) or len(states) >= TENANTS
     ours = [(job.sequence, job.slot) for job in granted if job.home == worker]
     jobs = [job for job in granted if job.home is None]
-    blocked = {
-        state.name: Blocked(state.due, state.as_of, state.again)
-        for state in states
-        if state.again is not None and state.name in with_callers
-    }
-    return Claimed(_claims(jobs, saved, now + lease), more, ours, bool(moved or waiting), blocked)
+    return Claimed(_claims(jobs, saved, now + lease), False, ours, bool(moved or waiting))
 
 
-async def _tell(
-    connection: Connection, locked: Locked, granted: Sequence[StoredJob], worker: str, moved: Collection[str]
-) -> None:
-    """Tell callers elsewhere that they were granted, and all others when the lines go on.
+async def tell(connection: Connection, moved: Sequence[StoredJob], worker: str) -> None:
+    """Tell callers elsewhere that they were granted."""
+    granted = [job for job in moved if job.state is RUNNING and job.home not in {None, worker}]
+    told = [f"{job.sequence} {job.slot}" for job in granted]
+    for at in range(0, len(told), TOLD):
+        await connection.execute("select pg_notify('waitline_granted', $1)", " ".join(told[at : at + TOLD]))
+
+
+async def _tell_of_lines(connection: Connection, locked: Locked, moved: Collection[str]) -> None:
+    """Tell everybody when lines with callers go on.
 
     The one who claimed may have nobody left in such a line, and whoever is first in it now need not be a
     worker's: so everybody looks again.
     """
-    told = [f"{job.sequence} {job.slot}" for job in granted if job.home not in {None, worker}]
-    for at in range(0, len(told), TOLD):
-        await connection.execute("select pg_notify('waitline_granted', $1)", " ".join(told[at : at + TOLD]))
     due = [state.due for state in locked.states.values() if state.name in moved and state.due is not None]
     if due:
         await connection.execute("select pg_notify('waitline_due', $1)", str(min(due)))
@@ -182,6 +202,7 @@ def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -
             slot=job.slot,
             deadline=job.expires,
             lease=lease,
+            gate=job.gate,
         )
         for job in granted
     ]

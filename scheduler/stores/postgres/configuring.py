@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 from asyncpg import Connection
 
 from scheduler.configuration import Configuration
-from scheduler.core import ledger
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settling import Settlement, kind_of, why
+from scheduler.stores.postgres.settling import Settlement
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import FAILED
 
 TENANTS = 50
 """Tenants in one transaction, each with all jobs of its line."""
@@ -105,10 +103,7 @@ async def _requota(connection: Connection, locked: Locked, changed: Iterable[Wan
     now = await locked.time(connection)
     settlement = Settlement(locked, now)
     for name, quota in quotas.items():
-        jobs = {row["id"]: row for row in line if row["tenant"] == name}
-        gone = ledger.requota(locked.states[name], quota, now, [rows.read_job(row) for row in jobs.values()])
-        for job in gone:
-            settlement.leave(jobs[job.sequence], FAILED, why(job), kind_of(job))
+        settlement.requota(name, quota, [row for row in line if row["tenant"] == name])
     await settlement.save(connection)
 
 

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
+from itertools import chain
 from typing import Any
 
 from asyncpg import Connection
 
-from scheduler.core.quota import Quota
-from scheduler.core.stored import TenantState
+from scheduler.core.quota import Cost, Quota
+from scheduler.core.shared import SharedGate
+from scheduler.core.stored import LineState, TenantState
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.statements import statement
 
 
 class Locked:
-    """Tenants whose rows this transaction has locked, by name, as they are and as they were."""
+    """Gates, and tenants, whose rows this transaction has locked, by name, as they are and as they were."""
 
-    def __init__(self, states: Iterable[TenantState]) -> None:
+    def __init__(self, states: Iterable[TenantState], gates: Iterable[SharedGate] = ()) -> None:
         self.states = {state.name: state for state in states}
-        self._due = {name: state.due for name, state in self.states.items()}
+        self.gates = {gate.name: gate for gate in gates}
+        self._due = self._dues()
         self._stirred: set[str] = set()
+        self._gates = {name: rows.write_gate(gate) for name, gate in self.gates.items()}
+        self._lines = {(line.tenant, line.gate): astuple(line) for line in self._all_lines()}
+
+    def _all_lines(self) -> Iterable[LineState]:
+        return chain.from_iterable(state.lines.values() for state in self.states.values())
+
+    def _dues(self) -> dict[tuple[str, str], int]:
+        """When something is due: of tenants, of their lines, and of gates."""
+        found = [((name, ""), state.due) for name, state in self.states.items()]
+        found += [((line.tenant, line.gate), line.due) for line in self._all_lines()]
+        found += [(("", name), gate.due) for name, gate in self.gates.items()]
+        return {key: due for key, due in found if due is not None}
 
     @classmethod
     async def these(cls, connection: Connection, tenants: Iterable[str]) -> Locked:
         """Lock tenants that exist, in the order of their names."""
-        found = await connection.fetch(statement("lock_tenants"), sorted(tenants))
-        return cls(map(rows.read_tenant, found))
+        (gates, *found) = await connection.fetch(statement("lock_tenants"), sorted(tenants))
+        return cls(map(rows.read_tenant, found), rows.read_gates(gates["gates"]))
 
     @classmethod
     async def made(cls, connection: Connection, tenants: Mapping[str, Quota]) -> Locked:
@@ -52,7 +68,8 @@ class Locked:
 
     def not_before(self, now: int) -> int:
         """The time of the decision: the clock's, unless it went back since a tenant was saved."""
-        return max(now, *(state.as_of for state in self.states.values())) if self.states else now
+        times = [state.as_of for state in self.states.values()]
+        return max([now, *times, *(gate.processed for gate in self.gates.values())])
 
     async def time(self, connection: Connection) -> int:
         """The time of the decision, read now that the locks are held."""
@@ -64,13 +81,50 @@ class Locked:
 
     def sooner(self) -> str | None:
         """When something is due now that was not before, for workers to hear; None for nothing."""
+        before = self._due
         due = [
-            state.due
-            for name, state in self.states.items()
-            if state.due is not None
-            and (name in self._stirred or (before := self._due[name]) is None or state.due < before)
+            time
+            for key, time in self._dues().items()
+            if key[0] in self._stirred or key not in before or time < before[key]
         ]
         return str(min(due)) if due else None
+
+    def gate_of(self, name: str | None) -> SharedGate | None:
+        """The gate of a job, if it passes one."""
+        return None if not name else self.gates[name]
+
+    def enter(self, state: TenantState, name: str | None, cost: Cost, paid: bool, now: int) -> None:
+        """Let a job in that belongs to the tenant's line, at that gate or where none is, already."""
+        if not paid:
+            state.add_work(cost, 1)
+        gate = self.gate_of(name)
+        if gate is not None:
+            gate.count(cost, 1)
+        if gate is not None or not paid:
+            state.due_by(now, name)
+
+    async def save_gates(self, connection: Connection) -> None:
+        """Save the gates and lines that changed."""
+        if not self.gates:
+            return
+        gates = [
+            row for name, gate in self.gates.items() if (row := rows.write_gate(gate)) != self._gates[name]
+        ]
+        lines = [
+            row
+            for line in self._all_lines()
+            if (row := astuple(line)) != self._lines.get((line.tenant, line.gate))
+        ]
+        if gates or lines:
+            await connection.execute(
+                statement("save_gates"),
+                *(zip(*gates, strict=True) if gates else ([], [], [], [], [])),
+                *(zip(*lines, strict=True) if lines else ([], [], [], [], [], [], [], [], [])),
+            )
+
+    def first_due(self) -> int | None:
+        """When something is due at the earliest: of these tenants, their lines, or a gate."""
+        return min(self._dues().values(), default=None)
 
     def columns(self) -> Sequence[list[Any]]:
         """What `grant` and `settle` save: names, zeros, work, running, waiting, as_of, due."""

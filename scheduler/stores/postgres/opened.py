@@ -59,6 +59,7 @@ class Opened:
                 async with self._connections.connection() as connection:
                     await migrate(connection)
             await self.clock()
+            await self._look_around()
         except BaseException:
             await self._connections.close()
             raise
@@ -86,6 +87,10 @@ class Opened:
     def abandon(self) -> None:
         """Do not wait for a database that is away: what is not in it yet is left to its leases."""
         self._abandoned = True
+
+    async def _look_around(self) -> None:
+        """Learn what there is, before anybody asks for anything."""
+        raise NotImplementedError
 
     async def _listen(self) -> None:
         """Hear what other processes tell, for ever."""

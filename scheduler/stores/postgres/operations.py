@@ -33,9 +33,12 @@ async def revive(connection: Connection, job: int) -> bool:
         (found,) = await connection.fetch(statement("sessions"), [tenant], [row["session"]])
         parked = found["jobs"] > 0
     state.waiting += 1
+    gate = locked.gate_of(row["gate"])
+    if gate is not None:
+        gate.join(state, now, first=False)
     ledger.move(state, now)
     if not parked:
-        ledger.enter(state, rows.cost_of(*row["cost"]), now)
+        locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), paid=False, now=now)
     await connection.execute(
         statement("revive"),
         tenant,
@@ -47,4 +50,5 @@ async def revive(connection: Connection, job: int) -> bool:
         job,
         parked,
     )
+    await locked.save_gates(connection)
     return True

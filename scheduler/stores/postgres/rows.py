@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,9 @@ from asyncpg import Record
 from scheduler.core.account import Shape, shape_of
 from scheduler.core.policy import Policy
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, Rate, exact
-from scheduler.core.stored import StoredJob, TenantState
+from scheduler.core.shared import SharedGate
+from scheduler.core.signals import Upstream
+from scheduler.core.stored import LineState, StoredJob, TenantState
 
 
 @lru_cache(maxsize=4096)
@@ -67,10 +69,52 @@ def read_numbers(text: str) -> list[int]:
     return [int(number) for number in text[1:-1].split(",")] if len(text) > 2 else []
 
 
-def read_tenant(row: Record) -> TenantState:
+def write_upstream(upstream: Upstream) -> str:
+    """What is given for a gate, as JSON: equal ones are spelled the same."""
+    ceiling = None if upstream.ceiling is None else write_quota(upstream.ceiling)
+    probe = str(exact("spend_probe", upstream.spend_probe))
+    return json.dumps([write_quota(upstream.quota), ceiling, probe])
+
+
+@lru_cache(maxsize=256)
+def read_upstream(text: str) -> Upstream:
+    """What `write_upstream` wrote."""
+    quota, ceiling, probe = json.loads(text)
+    return Upstream(
+        read_quota(quota),
+        ceiling=None if ceiling is None else read_quota(ceiling),
+        spend_probe=Fraction(probe),  # type: ignore[arg-type]
+    )
+
+
+def read_gates(text: str | None) -> list[SharedGate]:
+    """The rows of all gates, as JSON."""
+    gates = []
+    for row in json.loads(text or "[]"):
+        gate = SharedGate.kept(
+            row["name"], read_upstream(row["given"]), json.loads(row["state"]), row["running"]
+        )
+        gate.due, gate.calls = row["due"], row["calls"]
+        gates.append(gate)
+    return gates
+
+
+def write_gate(gate: SharedGate) -> tuple[str, int, int | None, int | None, str]:
+    """A gate's row: name, running, due, calls, state."""
+    return gate.name, gate.running_now, gate.due, gate.calls, json.dumps(gate.keep())
+
+
+def read_lines(lines: str | list[dict[str, Any]] | None) -> dict[str, LineState]:
+    """The rows of a tenant's lines, as JSON."""
+    found = json.loads(lines) if isinstance(lines, str) else lines or []
+    return {row["gate"]: LineState(**row) for row in found}
+
+
+def read_tenant(row: Record | Mapping[str, Any]) -> TenantState:
     """A tenant's row."""
     limits = _limits(row["quota"])
     return TenantState(
+        lines=read_lines(row.get("lines")),
         name=row["tenant"],
         quota=limits[0],
         zeros=read_numbers(row["zeros"]),
@@ -108,12 +152,12 @@ def policy_of(max_wait: int | None) -> Policy:
     return Policy(max_wait=None if max_wait is None else Fraction(max_wait, NS))  # type: ignore[arg-type]
 
 
-def read_job(row: Record) -> StoredJob:
+def read_job(row: Record | Mapping[str, Any]) -> StoredJob:
     """A waiting job's row."""
     job = StoredJob(
         row["tenant"], row["id"], row["arrival"], policy_of(row["max_wait"]), cost_of(*row["cost"])
     )
-    job.promised = row["promised"]
+    job.promised, job.gate = row["promised"], row.get("gate") or ""
     job.want(head_start=row["head_start"], session=row["session"], deadline=row["deadline"])
     if row["paid"]:
         job.paid, job.plain = True, False

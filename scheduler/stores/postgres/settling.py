@@ -12,6 +12,7 @@ from scheduler.core import ledger
 from scheduler.core.entry import EXPIRED
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, Quota
+from scheduler.core.shared import granted
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
@@ -20,6 +21,9 @@ from scheduler.stores.values import CANCELLED, FAILED, HOME_LOST, WAITING, Again
 
 NOTIFIED = 400
 """Ids in one notification: a payload holds 8,000 bytes."""
+
+REFUSED = frozenset({str(Reason.MAX_WAIT), str(Reason.SPEND_LIMIT)})
+"""Kinds of failures of a job that may not wait for another try; it is told when that could have been."""
 
 Ending = Ended | Again
 
@@ -54,7 +58,11 @@ class Settlement:
         """A try that is over for good."""
         state = self.locked.states[row["tenant"]]
         slots = int(row["holder"] is None)
-        ledger.settle(state, rows.cost_of(*row["cost"]), ending.usage, self.now, slots)
+        cost = rows.cost_of(*row["cost"])
+        ledger.settle(state, cost, ending.usage, self.now, slots)
+        gate = self.locked.gate_of(row["gate"])
+        if gate is not None:
+            gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
         self.leave(row, ending.state, ending.result, ending.kind)
 
     def leave(
@@ -74,35 +82,66 @@ class Settlement:
         A wait that its policy or deadline does not allow ends it instead, and so does a wish to cancel it
         that came during the try.
         """
-        late = too_late(row, self.now, ending.after)
+        gate = self.locked.gate_of(row["gate"])
+        after = ending.after if gate is None else max(ending.after, gate.opens - self.now)
+        late = too_late(row, self.now, after)
+        if gate is not None and gate.closed_until is not None:
+            late = str(Reason.SPEND_LIMIT)
         over, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
         if kind is not None:
-            self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, kind=kind, usage=ending.usage))
+            why = json.dumps(max(after, 1)) if kind in REFUSED else None
+            self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, why, kind, ending.usage))
             return
         state, cost = self.locked.states[row["tenant"]], rows.cost_of(*row["cost"])
         ledger.settle(state, cost, ending.usage, self.now)
+        if gate is not None:
+            job = granted(gate.name, row, cost)
+            if ending.refused:
+                gate.correct(state, job, NOTHING)
+                job.period = 0
+            gate.settle(state, job, ending.usage, self.now, learn=not ending.refused)
+            gate.join(state, self.now, first=False)
         state.waiting += 1
         paid = ending.refused
         place, returns = row["arrival"] - row["head_start"], None
-        if ending.after > 0:
-            place, returns = None, self.now + ending.after
-            state.due_by(returns)
+        if after > 0:
+            place, returns = None, self.now + after
+            state.due_by(returns, row["gate"])
         else:
             ledger.move(state, self.now)
-            if not paid:
-                ledger.enter(state, cost, self.now)
+            self.locked.enter(state, row["gate"], cost, paid, self.now)
         self.again.append((row["id"], place, returns, paid, row["attempt"] - (not ending.counted)))
 
     def withdraw(self, row: Record, state: int, kind: str, at: int) -> None:
         """A waiting job leaves its line; those behind it move up at that time, however late it is noticed."""
         tenant = self.locked.states[row["tenant"]]
         tenant.waiting -= 1
+        gate, cost = self.locked.gate_of(row["gate"]), rows.cost_of(*row["cost"])
         if row["place"] is not None:
             if not row["paid"]:
-                tenant.add_work(rows.cost_of(*row["cost"]), -1)
+                tenant.add_work(cost, -1)
+            if gate is not None:
+                gate.count(cost, -1)
             ledger.move(tenant, at)
             self.locked.stir(row["tenant"])
+        if gate is not None:
+            gate.leave(tenant)
         self.leave(row, state, None, kind, at)
+
+    def requota(self, tenant: str, quota: Quota, line: Sequence[Record]) -> None:
+        """Change a tenant's limits; those of its jobs in line that can never fit any more fail."""
+        state, jobs = self.locked.states[tenant], {row["id"]: row for row in line}
+        share = state.shape.share
+        gone = ledger.requota(state, quota, self.now, [rows.read_job(row) for row in line])
+        for own in state.lines.values():
+            if own.waiting:
+                self.locked.gates[own.gate].crowd += state.shape.share - share
+        for job in gone:
+            self.leave(jobs[job.sequence], FAILED, why(job), kind_of(job))
+            gate = self.locked.gate_of(job.gate)
+            if gate is not None:
+                gate.count(job.cost, -1)
+                gate.leave(state)
 
     @property
     def over(self) -> list[int]:
@@ -126,6 +165,7 @@ class Settlement:
             [rows.write_echo(state.echo) for state in self.locked.states.values()],
             self.left,
         )
+        await self.locked.save_gates(connection)
 
 
 async def unpark(
@@ -142,8 +182,7 @@ async def unpark(
     for row in found:
         state = locked.states[row["tenant"]]
         ledger.move(state, left[row["tenant"], row["session"]])
-        if not row["paid"]:
-            ledger.enter(state, rows.cost_of(*row["cost"]), state.as_of)
+        locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), row["paid"], state.as_of)
     return [row["id"] for row in found]
 
 
@@ -279,9 +318,6 @@ async def set_quota(connection: Connection, tenant: str, quota: Quota, first: Qu
     line = await connection.fetch(statement("waiting_lines"), [tenant])
     now = await locked.time(connection)
     settlement = Settlement(locked, now)
-    gone = ledger.requota(locked.states[tenant], quota, now, [rows.read_job(row) for row in line])
-    by_id = {row["id"]: row for row in line}
-    for job in gone:
-        settlement.leave(by_id[job.sequence], FAILED, why(job), kind_of(job))
+    settlement.requota(tenant, quota, line)
     await settlement.save(connection)
     await connection.execute(statement("set_quota"), tenant, rows.write_quota(quota))

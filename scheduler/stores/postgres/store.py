@@ -13,10 +13,11 @@ from asyncpg import Connection
 from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
-from scheduler.stores.postgres import claiming, plain, rows, settling, submitting
+from scheduler.stores.postgres import claiming, gates, gating, plain, rows, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
+from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.returning import Returning
@@ -58,6 +59,7 @@ class PostgresStore(Keeping):
         self._endings: Batches[Ending, bool] = Batches(self.record, BATCH)
         self._claims = plain.Guess()
         self._results = Results(self._connections)
+        self.hearing = Hearing(self, self._connections)
         self.home = Returning(self, self._connections, self.lease_ns, self._endings)
         self.on_due: list[Callable[[int], None]] = [self.home.look]
         self.on_stop: list[Callable[[int], None]] = []
@@ -77,7 +79,7 @@ class PostgresStore(Keeping):
             self.cancel_soon(answer.id, request.tenant)
 
     async def _submit(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        if all(map(plain.is_plain, requests)):
+        if not self.hearing.gates and all(map(plain.is_plain, requests)):
             async with self._connections.connection() as connection:
                 answers = await plain.submit(connection, requests)
             if answers is not None:
@@ -96,6 +98,11 @@ class PostgresStore(Keeping):
 
     async def claim(self, worker: str, slots: int) -> Claimed | None:
         """Grant at most `slots` jobs to a worker; None if nothing was due."""
+        if self.hearing.gates:
+            async with self._connections.transaction() as connection:
+                claimed = await gating.claim(connection, worker, slots, self.about(), self.lease_ns)
+            if claimed is not None and (claimed.claims or claimed.more):
+                return claimed
         if self._claims.may_be_plain():
             async with self._connections.connection() as connection:
                 done, claimed = await plain.claim(connection, worker, slots, self.about(), self.lease_ns)
@@ -117,10 +124,11 @@ class PostgresStore(Keeping):
         return await patiently(partial(self._settle, endings))
 
     async def _settle(self, endings: Sequence[Ending]) -> Sequence[bool]:
-        async with self._connections.connection() as connection:
-            held = await plain.settle(connection, endings)
-        if held is not None:
-            return held
+        if not self.hearing.gates:
+            async with self._connections.connection() as connection:
+                held = await plain.settle(connection, endings)
+            if held is not None:
+                return held
         async with self._connections.transaction() as connection:
             return await settling.settle(connection, endings)
 
@@ -213,6 +221,9 @@ class PostgresStore(Keeping):
         """
         return self._results.of(job, self.group, tenant)
 
+    async def _look_around(self) -> None:
+        await self.hearing.look()
+
     # --- notifications --------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
@@ -222,6 +233,7 @@ class PostgresStore(Keeping):
             "waitline_stop": self._heard_stop,
             "waitline_session": self._heard_session,
             "waitline_granted": self.home.heard,
+            gates.CHANNEL: self._heard_gates,
         }
         await self._connections.listen(heard, self._caught_up)
 
@@ -237,6 +249,9 @@ class PostgresStore(Keeping):
         for tell in self.on_session:
             tell(text)
 
+    def _heard_gates(self, _: str) -> None:
+        self.group.create_task(patiently(self.hearing.look))
+
     def _heard_done(self, text: str) -> None:
         jobs = [int(job) for job in text.split()]
         self._results.ended(jobs, self.group)
@@ -244,6 +259,7 @@ class PostgresStore(Keeping):
 
     async def _caught_up(self) -> None:
         """After a new connection: look for whatever was told meanwhile."""
+        await self.hearing.look()
         await self._results.look_again()
         for tell in self.on_due:
             tell(0)

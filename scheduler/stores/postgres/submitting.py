@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 
 from asyncpg import Connection
 
-from scheduler.core import ledger
+from scheduler.core import ledger, sharing
+from scheduler.core.gate import COUNTED
 from scheduler.core.policy import Outlook
+from scheduler.core.shared import SharedGate
 from scheduler.core.stored import StoredJob, TenantState
 from scheduler.errors import refused
 from scheduler.stores.postgres import rows
@@ -56,6 +58,7 @@ class Batch:
         (clock,) = await self._connection.fetch(statement("numbers"), len(self._requests))
         now, numbers = self._locked.not_before(clock["now"]), iter(clock["numbers"])
         await self._load_lines(now)
+        await see_heads(self._connection, self._locked.gates, now)
         answers = [self._one(request, now, numbers) for request in self._requests]
         await self._save()
         return answers
@@ -105,6 +108,9 @@ class Batch:
             for row in await self._connection.fetch(statement("waiting_lines"), sorted(walked)):
                 self._lines[row["tenant"]].append(rows.read_job(row))
 
+    def _gate_of(self, request: Request) -> SharedGate | None:
+        return gate_for(self._locked.gates, request.gate)
+
     def _asked(self, request: Request, number: int, now: int) -> StoredJob:
         """The job of a request: a continuation whose run is over, or lost, stands in line as any caller."""
         place = None if request.holder is None else self._places.get(request.holder.id)
@@ -117,15 +123,26 @@ class Batch:
             if known[0] == digest:
                 return known[1]
             return ValueError(f"key: {request.key!r} was used before, with another prompt or session")
+        try:
+            gate = self._gate_of(request)
+        except ValueError as error:
+            return error
         state, line = self._locked.states[request.tenant], self._lines[request.tenant]
         job = self._asked(request, next(numbers), now)
         session = None if request.session is None else (request.tenant, request.session)
         parked = 0 if session is None else self._sessions[session]
-        found, refusal = ledger.outlook(state, job, now, line, parked, self._continuations[request.tenant])
+        known_there = line, parked, self._continuations[request.tenant]
+        if gate is None:
+            found, refusal = ledger.outlook(state, job, now, *known_there)
+        else:
+            found, refusal = sharing.outlook(state, gate, job, now, *known_there)
         if refusal is not None:
             return refused(request.tenant, refusal)
         job.promised = found.promised
-        ledger.join(state, job, now, outside=parked > 0)
+        if gate is None:
+            ledger.join(state, job, now, outside=parked > 0)
+        else:
+            sharing.join(state, gate, job, now, outside=parked > 0)
         self._continuations[request.tenant] += job.holder is not None
         if session is not None:
             self._sessions[session] += 1
@@ -167,7 +184,31 @@ class Batch:
             [None if request.home is None else job.arrival + request.lease for request, job, _ in saved],
             [None if job.holder is None else job.holder.sequence for _, job, _ in saved],
             [None if job.holder is None else job.holder.calls for _, job, _ in saved],
+            [job.gate or None for _, job, _ in saved],
         )
+        await self._locked.save_gates(self._connection)
+
+
+def gate_for(gates: Mapping[str, SharedGate], name: str | None) -> SharedGate | None:
+    """The gate that a request is for: the one it names, or the only one. Raises ValueError."""
+    if name is None and len(gates) < 2:
+        return next(iter(gates.values()), None)
+    if name is None or name not in gates:
+        raise ValueError(f"gate: must be one of {sorted(gates)}, got {name!r}")
+    return gates[name]
+
+
+async def see_heads(connection: Connection, gates: Mapping[str, SharedGate], now: int) -> None:
+    """Have gates know who stands there."""
+    asked = [name for name, gate in gates.items() if gate.lines]
+    if not asked:
+        return
+    for row in await connection.fetch(statement("heads"), asked, now, COUNTED + 1):
+        gate = gates[row["name"]]
+        gate.stood, gate.coming = row["stood"], row["coming"]
+        gate.heads = [
+            (int(start), int(front)) for start, front in zip(row["starts"], row["fronts"], strict=True)
+        ]
 
 
 def _place(job: StoredJob) -> int:
@@ -200,7 +241,14 @@ async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]
         state = rows.read_tenant(row)
         now = max(row["now"], state.as_of)
     found = await connection.fetch(statement("waiting_lines"), [request.tenant]) if state.waiting else []
+    line = [rows.read_job(row) for row in found]
     job = StoredJob(request.tenant, 1 << 39, now, request.policy, request.cost)
     job.want(head_start=request.head_start)
     state.echo = None
-    return ledger.outlook(state, job, now, [rows.read_job(line) for line in found])[0], now
+    rows_of_gates = await connection.fetchval("select json_agg(g)::text from waitline.gate as g")
+    gates = {gate.name: gate for gate in rows.read_gates(rows_of_gates)}
+    gate = gate_for(gates, request.gate)
+    if gate is None:
+        return ledger.outlook(state, job, now, line)[0], now
+    await see_heads(connection, gates, now)
+    return sharing.outlook(state, gate, job, now, line)[0], now

@@ -19,9 +19,9 @@ with saved as (
 ), granted as (
     update waitline.job as j
     set
-        state = 1, place = null, returns = null, slot = u.slot, attempt = j.attempt + 1, tries = j.tries + 1,
+        state = 1, place = null, returns = null, slot = u.slot, period = u.period, attempt = j.attempt + 1, tries = j.tries + 1,
         worker = coalesce(j.home, $10), lease = greatest(j.lease, $14 + $15)
-    from unnest($8::bigint[], $9::bigint[]) as u (id, slot)
+    from unnest($8::bigint[], $9::bigint[], $17::bigint[]) as u (id, slot, period)
     where j.id = u.id
     returning j.id, j.attempt, j.tries, j.prompt
 )

@@ -5,6 +5,11 @@ select
         select count(*)
         from waitline.job as other
         where other.tenant = j.tenant and other.place is not null and (other.place, coalesce(other.holder, other.id)) < (j.place, j.id)
+    ) + (
+        select count(*)
+        from waitline.job as other
+        where other.tenant = j.tenant and other.gate = j.gate and other.turn is not null
+            and (other.turn, coalesce(other.holder, other.id)) < (j.turn, j.id)
     ) as position,
     j.arrival, j.promised, coalesce(j.slot, greatest(j.promised, coalesce(j.returns, 0))) as expected
 from waitline.job as j

@@ -2,7 +2,11 @@
 -- each: a minimum may be planned as a walk over all of them.
 select
     waitline.now_ns() as now,
-    (select due from waitline.tenant where due is not null order by due limit 1) as due,
+    least(
+        (select due from waitline.tenant where due is not null order by due limit 1),
+        (select due from waitline.line where due is not null order by due limit 1),
+        (select min(due) from waitline.gate)
+    ) as due,
     least(
         (select lease from waitline.job where state = 1 and lease is not null order by lease limit 1),
         (

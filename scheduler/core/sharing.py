@@ -1,0 +1,119 @@
+"""Joining a line at a shared gate that is kept elsewhere: what a job can look forward to there.
+
+The same formula as in memory (`outlook`), over the rows of the gate, the tenant and its lines. What happens
+after that is in `stage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler.core.account import Account, Projection
+from scheduler.core.ledger import OPEN, echo_of, line_of
+from scheduler.core.outlook import Ahead, expect, refuse, run_to
+from scheduler.core.policy import Outlook, Reason, Refusal, decide
+from scheduler.core.quota import nanoseconds
+from scheduler.core.shared import SharedGate
+from scheduler.core.stored import StoredJob, TenantState
+
+
+def outlook(  # noqa: PLR0917 - rows, as they are loaded
+    state: TenantState,
+    gate: SharedGate,
+    job: StoredJob,
+    now: int,
+    line: Sequence[StoredJob],
+    parked: int = 0,
+    continuations: int = 0,
+) -> tuple[Outlook, Refusal | None]:
+    """What a job could look forward to if it joined now, and the refusal if its policy does not allow that.
+
+    `line`: the tenant's jobs in line at whatever gate, in order, where `needs_line` says so. `parked`: jobs
+    of its session before it. `continuations`: how many of those at this gate are some. The gate must know who
+    stands there.
+    """
+    tenant, own = state.tenant(), state.lines.get(gate.name)
+    job.owner, job.shared, job.gate = tenant, gate, gate.name
+    never = tenant.shape.never(job.cost) or gate.shape.never(job.cost)
+    if never is not None:
+        return Outlook(0, now, now, Reason.NEVER), Refusal(Reason.NEVER, 0, never)
+    waiting = 0 if own is None else own.waiting
+    if state.waiting:
+        tenant.lines[gate.name if waiting else ""] = line_of(state, tenant, gate, line)
+    gate.here([state])
+    by_key = job.holder is not None or job.head_start > 0
+    ahead = sum(other.key < job.key for other in line if other.gate == gate.name) if by_key else waiting
+    if gate.closed_until is None and not parked and _starts(state, gate, job, now, line):
+        return Outlook(0, now, now, Reason.STRICT), None
+    found, run = _look(job, now, Ahead(ahead, state.waiting, parked))
+    if gate.closed_until is not None:
+        if now < gate.closed_until or job.holder is not None:
+            return found, Refusal(Reason.SPEND_LIMIT, gate.wait_of_refused(gate.opens, now))
+        found = found._replace(expected=found.promised)  # a probe
+    if found.expected <= now and (job.expires is None or job.expires > now):
+        return found, None
+    full = job.holder is None and waiting - continuations >= job.policy.max_queue
+    reason = decide(found, now, job.policy.max_wait_ns, full, job.expires)
+    if reason is None:
+        return found, None
+    if state.echo is not None:
+        tenant.echoes = {gate.name: echo_of(state.echo)}
+    refusal = refuse(job, now, run, found, reason, Account(OPEN, now))
+    echo = (tenant.echoes or {})[gate.name]
+    state.echo = echo.zeros, echo.time, echo.last, echo.count
+    return found, refusal
+
+
+def _starts(
+    state: TenantState, gate: SharedGate, job: StoredJob, now: int, line: Sequence[StoredJob]
+) -> bool:
+    """Whether a job has all it needs and nobody stands before it; jobs at other gates may not have all."""
+    tenant, slot = job.owner, job.holder is not None
+    if not tenant.affords(tenant.shape.amounts(job.cost), now):
+        return False
+    if gate.paused_until > now or not gate.affords(gate.shape.amounts(job.cost), now):
+        return False
+    if not slot and (tenant.free <= 0 or gate.free <= 0):
+        return False
+    if gate.coming or (job.expires is not None and job.expires <= now):
+        return False
+    for own in state.lines.values():
+        arranged = own.start is None and own.due is not None
+        if own.waiting and (arranged if own.gate != gate.name else not line or line[0].key < job.key):
+            return False
+    return not gate.heads or (gate.fair.start(tenant.name), job.key) < gate.heads[0]
+
+
+def _look(job: StoredJob, now: int, ahead: Ahead) -> tuple[Outlook, Projection]:
+    """What it can look forward to, and its tenant's buckets behind all before it.
+
+    Slots that those will take who come to the gate now are not there.
+    """
+    tenant, gate = job.owner, job.shared
+    run, amounts = run_to(tenant, job.key, now, now), tenant.shape.amounts(job.cost)
+    own = late = run.peek(amounts)
+    if gate.closed_until is None and gate.paused_until > now:
+        run = run_to(tenant, job.key, gate.paused_until, now)
+        late = run.peek(amounts)
+    coming = gate.coming if isinstance(gate, SharedGate) else 0
+    due = gate.due if isinstance(gate, SharedGate) else None
+    gate.free -= coming
+    gate.placed = (due,) if due is not None and due > now else None
+    found = expect(job, now, own, late, Account(OPEN, now), ahead)
+    gate.free += coming
+    gate.placed = None
+    return found, run
+
+
+def join(state: TenantState, gate: SharedGate, job: StoredJob, now: int, outside: bool) -> None:
+    """Let a job that was accepted into its line, or have it stand outside behind one of its session."""
+    if gate.closed_until is not None:
+        gate.probe_id, gate.paused_until = job.sequence, now
+        gate.closed_until = now + nanoseconds("spend_probe", gate.upstream.spend_probe)
+    front = state.line(gate.name).front
+    first = front is None or job.key < front or job.holder is not None
+    gate.join(state, now, first=first and not outside)
+    state.waiting += 1
+    if not outside:
+        state.add_work(job.cost, 1)
+        gate.count(job.cost, 1)

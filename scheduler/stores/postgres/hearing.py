@@ -1,0 +1,114 @@
+"""What this process knows of the gates in the database, and what it has heard of their upstreams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from scheduler.core.gate import RAMP_FULL
+from scheduler.core.quota import DIMENSIONS, NS
+from scheduler.core.shared import SharedGate
+from scheduler.core.signals import Answer, News, Signal, Upstream
+from scheduler.stores.postgres import gates
+from scheduler.stores.postgres.batches import Batches
+from scheduler.stores.postgres.connections import Connections, patiently
+from scheduler.stores.postgres.gates import Heard
+from scheduler.stores.postgres.opened import Opened
+
+BATCH = 500
+"""Answers in one transaction."""
+
+
+class Hearing:
+    """The gates as they were when this process last looked; empty where there are none.
+
+    `on_news` hears what happened at gates because of what was heard here.
+    """
+
+    def __init__(self, store: Opened, connections: Connections) -> None:
+        self.gates: Mapping[str, SharedGate] = {}
+        self.on_news: list[Callable[[News], object]] = []
+        self._store = store
+        self._connections = connections
+        self._heard: Batches[Heard, None] = Batches(self._note, BATCH)
+        self._pending: set[asyncio.Task[None]] = set()
+
+    async def look(self) -> None:
+        """See how the gates are."""
+        async with self._connections.connection() as connection:
+            self.gates = await gates.look(connection)
+
+    async def declare(self, upstreams: Mapping[str, Upstream]) -> None:
+        """Make gates, and give those that are there what is said of them now."""
+        async with self._connections.transaction() as connection:
+            await gates.declare(connection, upstreams)
+        await self.look()
+
+    async def resume(self, names: Sequence[str] | None) -> None:
+        """Open gates that are closed or paused; all of them for None."""
+        async with self._connections.transaction() as connection:
+            self._publish(await gates.resume(connection, names))
+        await self.look()
+
+    def shut_until(self, gate: str, job: int) -> int | None:
+        """Until when a call must not begin although it was granted: the gate was closed since."""
+        known = self.gates.get(gate)
+        return None if known is None or known.probe_id == job else known.closed_until
+
+    # --- hearing --------------------------------------------------------------------------------------------
+
+    def hear(self, heard: Heard) -> None:
+        """Take note of an answer soon. That nobody may call any more counts here at once."""
+        gate = self.gates.get(heard.gate)
+        if gate is None or not says_anything(gate, heard.signal, heard.slot, self._store.about()):
+            return
+        if heard.signal.answer is Answer.SPEND_LIMIT and gate.closed_until is None:
+            gate.closed_until = self._store.about() + int(gate.upstream.spend_probe * NS)
+            gate.probe_id = None
+        task = self._store.group.create_task(self._have(heard))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _have(self, heard: Heard) -> None:
+        await self._heard.do(heard, self._store.group)
+
+    async def _note(self, heard: Sequence[Heard]) -> Sequence[None]:
+        await patiently(partial(self._write, heard))
+        return [None] * len(heard)
+
+    async def _write(self, heard: Sequence[Heard]) -> None:
+        async with self._connections.transaction() as connection:
+            news = await gates.hear(connection, heard)
+        await self.look()
+        self._publish(news)
+
+    def _publish(self, news: Sequence[News]) -> None:
+        for tell in self.on_news:
+            for item in news:
+                tell(item)
+
+    async def noted(self) -> None:
+        """Return when all that was heard so far is in the database: how a call ended comes after it."""
+        if self._pending:
+            await asyncio.wait(set(self._pending))
+
+
+def says_anything(gate: SharedGate, signal: Signal, slot: int, now: int) -> bool:
+    """Whether an answer could change anything at a gate, as far as is known of it.
+
+    Most answers are accepted calls that name the limits which are known already, and more that is left than
+    the buckets hold.
+    """
+    if signal.answer is not Answer.ACCEPTED or gate.cut or gate.failures or gate.ramp < RAMP_FULL:
+        return True
+    if gate.closed_until is not None:
+        return True
+    if any(gate.told.get(name) != limit for name, limit in signal.limits.items()):
+        return True
+    for index, scale, zero in zip(gate.shape.limits, gate.shape.scales, gate.zeros, strict=True):
+        left = signal.remaining.get(DIMENSIONS[index])
+        # What was charged since is not known here, so that the bucket holds at most this.
+        if left is not None and scale.level(zero, now) > max(0, left) * scale.unit + scale.p * (now - slot):
+            return True
+    return False

@@ -1,0 +1,81 @@
+"""Shared gates: the store passes tenants in the fair order of the engine, at the same slots."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler.core.quota import NS, Quota, Rate
+from scheduler.core.signals import Upstream
+from tests.conformance.record import Record
+from tests.conformance.sides import same
+from tests.conformance.test_traces import bounds, few
+from tests.core.play import MS, Op, ops, quotas, rates, token_rates
+
+FREE = Quota()
+
+
+def one(quota: Quota) -> dict[str, Upstream]:
+    return {"x": Upstream(quota)}
+
+
+def order(record: Record) -> list[tuple[float, str, int]]:
+    """(slot, tenant, job) of all grants."""
+    return sorted(
+        (slot / NS, tenant, job) for tenant, grants in record.grants.items() for job, slot in grants
+    )
+
+
+async def test_tenants_pass_a_gate_in_turns(dsn: str) -> None:
+    script = [Op("offer", gate="x", tenant=tenant) for tenant in "aaaaabb"]
+    found = await same(dsn, {"a": FREE, "b": FREE}, script, gates=one(Quota(Rate(1))))
+    assert [tenant for _, tenant, _ in order(found)] == ["a", "a", "b", "a", "b", "a", "a"]
+
+
+async def test_weights_count(dsn: str) -> None:
+    script = [Op("offer", gate="x", tenant=tenant) for tenant in "ab" * 12]
+    weights = {"a": Quota(weight=3), "b": Quota()}
+    found = await same(dsn, weights, script, gates=one(Quota(Rate(1))))
+    first = [tenant for _, tenant, _ in order(found)][:13]
+    assert first.count("a") == pytest.approx(9, abs=1)
+
+
+async def test_a_gate_with_slots(dsn: str) -> None:
+    script = [Op("offer", gate="x", tenant=tenant) for tenant in "aabb"]
+    script += [Op("settle", gap=100 * MS, pick=job) for job in range(4)]
+    await same(dsn, {"a": FREE, "b": FREE}, script, gates=one(Quota(concurrency=1)))
+
+
+gates = st.builds(
+    Quota,
+    st.one_of(st.none(), rates),
+    input_tokens=token_rates,
+    concurrency=st.sampled_from([None, None, 1, 2, 5]),
+)
+shared = st.fixed_dictionaries({"x": gates.map(Upstream)})
+both = st.fixed_dictionaries({"x": gates.map(Upstream), "y": gates.map(Upstream)})
+three = st.fixed_dictionaries(dict.fromkeys("abc", quotas))
+
+KINDS = ("offer", "offer", "offer", "offer", "settle", "withdraw", "retry", "set_quota", "advance")
+
+
+def scripts(names: str = "x", kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[list[Op]]:
+    drawn = {"policy": bounds, "timeout": st.none()}
+    return st.lists(ops(kinds, tenants=3, gates=names, **drawn), min_size=1, max_size=12)
+
+
+@few
+@given(quotas=three, gates=shared, script=scripts())
+async def test_the_store_passes_tenants_as_the_engine_does(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
+) -> None:
+    await same(dsn, quotas, script, gates=gates)
+
+
+@few
+@given(quotas=three, gates=both, script=scripts("xy"))
+async def test_tenants_at_two_gates(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
+) -> None:
+    await same(dsn, quotas, script, gates=gates)
