@@ -21,7 +21,7 @@ from scheduler.core.policy import Outlook, Reason, Refusal, decide
 from scheduler.core.quota import Cost, Quota, Usage
 from scheduler.core.schedule import CATCH_UP
 from scheduler.core.stored import StoredJob, TenantState
-from scheduler.core.tenant import Echo, Tenant
+from scheduler.core.tenant import Tenant
 
 OPEN = shape_of(Quota())
 """The shape of a gate without limits, and of a scheduler without a bound on its slots."""
@@ -76,11 +76,8 @@ def outlook(
     reason = decide(found, now, job.policy.max_wait_ns, full, job.expires)
     if reason is None:
         return found, None
-    if state.echo is not None:
-        tenant.echoes = {"": echo_of(state.echo)}
     refusal = refuse(job, now, run, found, reason, root)
-    echo = (tenant.echoes or {})[""]
-    state.echo = echo.zeros, echo.time, echo.last, echo.count
+    state.remember(tenant, "")
     return found, refusal
 
 
@@ -115,13 +112,6 @@ def line_of(state: TenantState, tenant: Tenant, gate: Gate, jobs: Sequence[Store
         line.push(job)
     line.work, line.size = list(state.work), state.waiting - len(line.continuations or ())
     return line
-
-
-def echo_of(saved: tuple[list[int], int, int, int]) -> Echo:
-    """The phantoms of those refused, as a store keeps them."""
-    echo = Echo(saved[0], 0)
-    echo.time, echo.last, echo.count = saved[1:]
-    return echo
 
 
 def join(state: TenantState, job: StoredJob, now: int, outside: bool) -> None:
@@ -273,8 +263,9 @@ def move(state: TenantState, now: int) -> None:
 def requota(state: TenantState, quota: Quota, now: int, line: Sequence[StoredJob]) -> list[StoredJob]:
     """Change the limits: levels are kept. Returns the jobs that can never fit any more, refused."""
     tenant, shape = state.tenant(), shape_of(quota)
-    if state.echo is not None:
-        state.echo = (tenant.carry(state.echo[0], shape, now), *state.echo[1:])
+    state.echoes = {
+        name: (tenant.carry(kept[0], shape, now), *kept[1:]) for name, kept in state.echoes.items()
+    }
     tenant.reshape(shape, now)
     state.quota, state.zeros = quota, tenant.zeros
     for job in line:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.core.account import Account, Projection
-from scheduler.core.ledger import OPEN, echo_of, line_of
+from scheduler.core.ledger import OPEN, line_of
 from scheduler.core.outlook import Ahead, expect, refuse, run_to
 from scheduler.core.policy import Outlook, Reason, Refusal, decide
 from scheduler.core.quota import nanoseconds
@@ -56,11 +56,8 @@ def outlook(  # noqa: PLR0917 - rows, as they are loaded
     reason = decide(found, now, job.policy.max_wait_ns, full, job.expires)
     if reason is None:
         return found, None
-    if state.echo is not None:
-        tenant.echoes = {gate.name: echo_of(state.echo)}
     refusal = refuse(job, now, run, found, reason, Account(OPEN, now))
-    echo = (tenant.echoes or {})[gate.name]
-    state.echo = echo.zeros, echo.time, echo.last, echo.count
+    state.remember(tenant, gate.name)
     return found, refusal
 
 

@@ -8,7 +8,10 @@ from scheduler.core.account import Account, Shape, shape_of
 from scheduler.core.entry import RUN_BITS, SEQUENCE_BITS, Entry
 from scheduler.core.policy import Policy
 from scheduler.core.quota import ONE, Cost, Quota
-from scheduler.core.tenant import Tenant
+from scheduler.core.tenant import Echo, Tenant
+
+Kept = tuple[list[int], int, int, int]
+"""An echo as it is kept: zeros, time, last, count."""
 
 
 class StoredJob(Entry):
@@ -56,6 +59,12 @@ class StoredJob(Entry):
         self.place_in_order(self.arrival, self.sequence)
 
 
+def _echo(kept: Kept) -> Echo:
+    echo = Echo(kept[0], 0)
+    echo.time, echo.last, echo.count = kept[1:]
+    return echo
+
+
 @dataclass(slots=True)
 class LineState:
     """A row for a tenant at a shared gate: its line, and its place in the fair order.
@@ -95,8 +104,7 @@ class TenantState:
     `zeros`: its buckets (see `bucket`). `running`: slots in use. `waiting`: jobs in line or outside for a
     while; `work`: what those in line will be charged, per bucket in its units. Nothing is granted before
     `as_of`, the time of the last change that moved those who wait. `due` is the first time at which
-    anything can happen, None if that takes a change. `echo`: the phantoms of those refused, as `(zeros,
-    time, last, count)`.
+    anything can happen, None if that takes a change. `echoes`: the phantoms of those refused, by gate.
 
     `lines`: its lines at shared gates, by their names. Jobs of these count in `waiting` and `work` as all
     others do, but what happens to them is due there.
@@ -114,7 +122,7 @@ class TenantState:
     waiting: int = 0
     work: list[int] = field(default_factory=list)
     due: int | None = None
-    echo: tuple[list[int], int, int, int] | None = None
+    echoes: dict[str, Kept] = field(default_factory=dict)
     lines: dict[str, LineState] = field(default_factory=dict, compare=False)
     again: int | None = field(default=None, compare=False)
     limits: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
@@ -143,7 +151,14 @@ class TenantState:
         tenant = Tenant(self.name, self.shape, self.as_of)
         tenant.zeros = self.zeros
         tenant.free = self.shape.concurrency - self.running
+        if self.echoes:
+            tenant.echoes = {name: _echo(kept) for name, kept in self.echoes.items()}
         return tenant
+
+    def remember(self, tenant: Tenant, gate: str) -> None:
+        """Keep the echo of those refused at a gate, as it is now."""
+        echo = (tenant.echoes or {})[gate]
+        self.echoes[gate] = echo.zeros, echo.time, echo.last, echo.count
 
     def add_work(self, cost: Cost, sign: int) -> None:
         """Count a job that joins the line, or leaves it."""

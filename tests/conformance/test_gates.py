@@ -10,7 +10,7 @@ from scheduler.core.quota import NS, Quota, Rate
 from scheduler.core.signals import Upstream
 from tests.conformance.record import Record
 from tests.conformance.sides import same
-from tests.conformance.test_traces import bounds, few
+from tests.conformance.test_traces import LATE, bounds, few
 from tests.core.play import MS, Op, ops, quotas, rates, token_rates
 
 FREE = Quota()
@@ -76,6 +76,38 @@ async def test_the_store_passes_tenants_as_the_engine_does(
 @few
 @given(quotas=three, gates=both, script=scripts("xy"))
 async def test_tenants_at_two_gates(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
+) -> None:
+    await same(dsn, quotas, script, gates=gates)
+
+
+@few
+@given(quotas=three, gates=both, script=scripts("xy"), slots=st.integers(1, 3))
+async def test_however_few_jobs_a_claim_takes_they_pass_alike(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op], slots: int
+) -> None:
+    await same(dsn, quotas, script, gates=gates, slots=slots)
+
+
+@few
+@given(quotas=three, gates=both, script=scripts("xy"), late=st.integers(1, LATE))
+async def test_late_claims_change_nothing_at_a_gate(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op], late: int
+) -> None:
+    await same(dsn, quotas, script, gates=gates, late=late)
+
+
+@few
+@given(quotas=three, gates=both, script=scripts("xy"), claimers=st.sampled_from([2, 4, 8]))
+async def test_claims_that_race_pass_tenants_alike(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op], claimers: int
+) -> None:
+    await same(dsn, quotas, script, gates=gates, claimers=claimers, slots=2)
+
+
+@few
+@given(quotas=three, gates=both, script=scripts("xy", (*KINDS, "hear", "hear", "hear", "resume")))
+async def test_gates_follow_their_upstreams_alike(
     dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
 ) -> None:
     await same(dsn, quotas, script, gates=gates)

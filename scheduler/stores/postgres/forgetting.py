@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from asyncpg import Connection
 
-from scheduler.core.stored import TenantState
-from scheduler.core.tenant import Echo
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import withdraw
 from scheduler.stores.postgres.statements import statement
@@ -42,17 +40,6 @@ async def mark(connection: Connection, tenant: str) -> None:
     await connection.execute("update waitline.tenant set forgotten = 0 where name = $1", tenant)
 
 
-def idle_at(state: TenantState, now: int) -> int:
-    """When a tenant without jobs has full buckets, and those it refused would be through."""
-    tenant = state.tenant()
-    if state.echo is not None:
-        zeros, time, last, _ = state.echo
-        echo = Echo(zeros, now)
-        echo.time, echo.last = time, last
-        tenant.echoes = {"": echo}
-    return tenant.idle_at()
-
-
 async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
     """Delete the rows of forgotten tenants whose absence would change no decision; how many.
 
@@ -68,7 +55,7 @@ async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
     now = await locked.time(connection)
     later: dict[str, int] = {}
     for name, state in locked.states.items():
-        idle = idle_at(state, now)
+        idle = state.tenant().idle_at()
         if idle > now:
             later[name] = idle
     gone = await connection.fetch(

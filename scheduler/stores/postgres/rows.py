@@ -15,7 +15,7 @@ from scheduler.core.policy import Policy
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, Rate, exact
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Upstream
-from scheduler.core.stored import LineState, StoredJob, TenantState
+from scheduler.core.stored import Kept, LineState, StoredJob, TenantState
 
 
 @lru_cache(maxsize=4096)
@@ -123,20 +123,20 @@ def read_tenant(row: Record | Mapping[str, Any]) -> TenantState:
         waiting=row["waiting"],
         work=read_numbers(row["work"]),
         due=row["due"],
-        echo=None if row["echo"] is None else read_echo(row["echo"]),
+        echoes=read_echoes(row["echo"]),
         limits=limits,
     )
 
 
-def read_echo(text: str) -> tuple[list[int], int, int, int]:
-    """The phantoms of those refused."""
-    zeros, time, last, count = json.loads(text)
-    return zeros, time, last, count
+def read_echoes(text: str | None) -> dict[str, Kept]:
+    """The phantoms of those refused, by gate; before there were gates it was one list."""
+    found = json.loads(text or "{}")
+    return {name: tuple(kept) for name, kept in (found if isinstance(found, dict) else {"": found}).items()}
 
 
-def write_echo(echo: tuple[list[int], int, int, int] | None) -> str | None:
+def write_echoes(echoes: Mapping[str, Kept]) -> str | None:
     """The phantoms of those refused, or null."""
-    return None if echo is None else json.dumps(echo)
+    return json.dumps(echoes) if echoes else None
 
 
 @lru_cache(maxsize=4096)

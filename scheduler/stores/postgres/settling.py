@@ -162,7 +162,7 @@ class Settlement:
             self.locked.sooner(),
             payloads(over),
             unparked,
-            [rows.write_echo(state.echo) for state in self.locked.states.values()],
+            [rows.write_echoes(state.echoes) for state in self.locked.states.values()],
             self.left,
         )
         await self.locked.save_gates(connection)

@@ -163,7 +163,7 @@ class Batch:
             [rows.write_numbers(state.work) for state in states],
             [state.waiting for state in states],
             [state.due for state in states],
-            [rows.write_echo(state.echo) for state in states],
+            [rows.write_echoes(state.echoes) for state in states],
             self._locked.sooner(),
             [job.sequence for _, job, _ in saved],
             [request.tenant for request, _, _ in saved],
@@ -244,7 +244,7 @@ async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]
     line = [rows.read_job(row) for row in found]
     job = StoredJob(request.tenant, 1 << 39, now, request.policy, request.cost)
     job.want(head_start=request.head_start)
-    state.echo = None
+    state.echoes = {}
     rows_of_gates = await connection.fetchval("select json_agg(g)::text from waitline.gate as g")
     gates = {gate.name: gate for gate in rows.read_gates(rows_of_gates)}
     gate = gate_for(gates, request.gate)
