@@ -266,6 +266,7 @@ class Worker:
             await self._recordable.wait()
             self._recordable.clear()
             over, self._over = self._over, []
+            await self._store.hearing.noted()
             held = await self._store.record([ending for _, ending in over])
             self.done += sum(held)
             self._tries.difference_update(one for one, _ in over)

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from scheduler.core.entry import ENDED, RUNNING, WAITING
-from scheduler.core.quota import NOTHING, NS, Usage
+from scheduler.core.policy import Reason
+from scheduler.core.quota import NOTHING, NS, Usage, instance
 from scheduler.core.signals import Signal
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
 from scheduler.runtime.durable_ticket import error_of
@@ -18,7 +19,21 @@ from scheduler.runtime.scheduler import Scheduler
 from scheduler.runtime.standing_in import Back, Shadow, StandingIn
 from scheduler.runtime.watch import Fallen, Watch
 from scheduler.stores.protocol import Store
-from scheduler.stores.values import HOME_LOST, Place, Request, Withdrawn
+from scheduler.stores.values import HOME_LOST, Heard, Place, Request, Withdrawn
+
+
+def hear(store: Store, turn: Turn, signal: Signal) -> None:
+    """Have the gate of a turn hear how the upstream took its call; one that is over tells nothing."""
+    instance("signal", signal, Signal)
+    if turn.gate and turn.state is RUNNING:
+        store.hearing.hear(Heard(turn.gate, turn.sequence, turn.tenant, turn.cost, turn.slot, signal))
+
+
+def ensure_open(store: Store, turn: Turn) -> None:
+    """Raise `ErrRateLimited` if the gate of a turn was closed since its grant."""
+    until = store.hearing.shut_until(turn.gate, turn.sequence) if turn.gate else None
+    if until is not None:
+        raise ErrRateLimited(turn.tenant, Reason.SPEND_LIMIT, max(store.until(until), 1 / NS))
 
 
 class StoredGrant(Grant):
@@ -39,18 +54,21 @@ class StoredGrant(Grant):
     @classmethod
     def of(cls, scheduler: Admission, request: Request) -> Self:
         """The grant that is asked for."""
-        grant = cls(scheduler, request.tenant, "", request.policy, request.cost)
+        grant = cls(scheduler, request.tenant, request.gate or "", request.policy, request.cost)
         grant.request = request
         return grant
 
     def hear(self, signal: Signal) -> None:
-        """Nothing: a store has no shared gates yet."""
+        """See `Turn.hear`; a grant that was given without the store tells nothing."""
+        if self.shadow is None:
+            hear(self.scheduler.store, self, signal)
 
     def grow(self, output_tokens: int) -> None:
         """Nothing: all of it is charged when it is settled."""
 
     def ensure_open(self) -> None:
-        """Nothing: a store has no shared gates yet."""
+        """See `Turn.ensure_open`; a process hears from others in the time of a notification."""
+        ensure_open(self.scheduler.store, self)
 
     def failed(self, error: Exception) -> None:
         """Tell the waiting caller that it waits in vain."""

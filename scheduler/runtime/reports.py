@@ -32,6 +32,20 @@ def levels_of(account: Account, now: int) -> Levels:
     return levels
 
 
+def statistics_of(gate: Gate, waiting: int, now: int) -> GateStatistics:
+    """How a gate is now, with so many jobs waiting for it."""
+    rates = {name: getattr(gate.shape.quota, name) for name in DIMENSIONS}
+    return GateStatistics(
+        running=gate.slots - gate.free,
+        slots=gate.slots if gate.slots < UNLIMITED else None,
+        waiting=waiting,
+        paused=max(0, gate.opens - now) / NS,
+        closed=gate.closed_until is not None,
+        limits={name: float(rate.per_second * 60) for name, rate in rates.items() if rate is not None},
+        levels=gate.levels(now),
+    )
+
+
 class Reports(Jobs):
     """Snapshots, which leave no trace."""
 
@@ -53,16 +67,7 @@ class Reports(Jobs):
 
     def _gate_now(self, gate: Gate, now: int) -> GateStatistics:
         lines = [t.lines[gate.name] for t in self.engine.tenants.values() if gate.name in t.lines]
-        rates = {name: getattr(gate.shape.quota, name) for name in DIMENSIONS}
-        return GateStatistics(
-            running=gate.running,
-            slots=gate.slots if gate.slots < UNLIMITED else None,
-            waiting=sum(line.length for line in lines),
-            paused=max(0, gate.opens - now) / NS,
-            closed=gate.closed_until is not None,
-            limits={name: float(rate.per_second * 60) for name, rate in rates.items() if rate is not None},
-            levels=gate.levels(now),
-        )
+        return statistics_of(gate, sum(line.length for line in lines), now)
 
     async def statistics(self, tenant: str | None = None) -> Statistics:
         """A snapshot of everything, or of one tenant."""

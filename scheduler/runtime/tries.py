@@ -13,6 +13,7 @@ from scheduler.core.policy import Policy
 from scheduler.core.quota import NOTHING, nanoseconds
 from scheduler.core.signals import Signal
 from scheduler.errors import Retry
+from scheduler.runtime.admission import ensure_open, hear
 from scheduler.runtime.grant import current_turn
 from scheduler.runtime.job import Handler, Job
 from scheduler.stores.results import dump
@@ -27,26 +28,28 @@ LONGEST_KIND = 200
 class WorkerJob(Job):
     """One job as its handler sees it, in a worker."""
 
-    __slots__ = ("claim",)
+    __slots__ = ("claim", "store")
 
     def __init__(self, store: Any, claim: Claim) -> None:
-        super().__init__(store, claim.tenant, "", POLICY, claim.cost)
+        super().__init__(store, claim.tenant, claim.gate, POLICY, claim.cost)
         self.arrival, self.promised, self.slot = claim.arrival, claim.promised, claim.slot
         self.sequence, self.session, self.expires = claim.id, claim.session, claim.deadline
         self.state = GRANTED
         self.prompt, self.timeout = json.loads(claim.prompt), None
-        self.claim = claim
+        self.claim, self.store = claim, store
         self.attempt = claim.attempt
         self.tries = claim.tries
 
     def hear(self, signal: Signal) -> None:
-        """Nothing: a store has no shared gates yet."""
+        """See `Turn.hear`: the gate in the store hears of it before it hears how this try ended."""
+        hear(self.store, self, signal)
 
     def grow(self, output_tokens: int) -> None:
         """Nothing: all of it is charged when it is settled."""
 
     def ensure_open(self) -> None:
-        """Nothing: a store has no shared gates yet."""
+        """See `Turn.ensure_open`; a process hears from others in the time of a notification."""
+        ensure_open(self.store, self)
 
     @property
     def id(self) -> str:

@@ -11,6 +11,7 @@ from scheduler.core.policy import Reason
 from scheduler.runtime.admission import Admission
 from scheduler.runtime.arguments import check_tenant
 from scheduler.runtime.outage import Outage
+from scheduler.runtime.reports import statistics_of
 from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Statistics
 from scheduler.runtime.watch import LONGEST_PAUSE, Fallen, Watch
@@ -130,7 +131,11 @@ class Watching(Admission):
 
         async def count() -> dict[str, Any]:
             await self._recorded(tenant)
-            return await self.store.count(tenant)
+            counts = await self.store.count(tenant)
+            if tenant is None and self.store.hearing.gates:
+                gates, now = await self.store.hearing.see()
+                counts["gates"] = {name: statistics_of(*known, now) for name, known in gates.items()}
+            return counts
 
         try:
             counts = await self.watch.attempt(count)

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from scheduler.core.account import Account
+from scheduler.core.gate import Gate
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import Quota, Usage
-from scheduler.stores.values import Accepted, Debt, Known, Outcome, Place, Request
+from scheduler.core.signals import News, Upstream
+from scheduler.stores.values import Accepted, Debt, Heard, Known, Outcome, Place, Request
 
 
 class Callers(Protocol):
@@ -30,11 +32,34 @@ class Callers(Protocol):
     async def record(self, debts: Sequence[Debt]) -> dict[str, int]: ...
 
 
+class Gates(Protocol):
+    """The gates of a store, as this process knows them. See `scheduler.stores.postgres.hearing.Hearing`."""
+
+    @property
+    def gates(self) -> Mapping[str, Gate]: ...
+
+    @property
+    def on_news(self) -> list[Callable[[News], object]]: ...
+
+    async def declare(self, upstreams: Mapping[str, Upstream]) -> None: ...
+
+    def hear(self, heard: Heard) -> None: ...
+
+    def resume_soon(self, names: Sequence[str] | None) -> None: ...
+
+    def shut_until(self, gate: str, job: int) -> int | None: ...
+
+    async def see(self) -> tuple[Mapping[str, tuple[Gate, int]], int]: ...
+
+
 class Store(Protocol):
     """What a scheduler needs of a store. See `scheduler.stores.postgres.PostgresStore`."""
 
     @property
     def home(self) -> Callers: ...
+
+    @property
+    def hearing(self) -> Gates: ...
 
     async def __aenter__(self) -> Any: ...
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from scheduler.core.owing import Owed
 from scheduler.core.policy import Policy
 from scheduler.core.quota import Cost, Quota, Usage
+from scheduler.core.signals import Signal
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = range(5)
 """States of a job, as the schema numbers them."""
@@ -149,6 +150,18 @@ class Outcome(NamedTuple):
     attempts: int
     seconds: float
     """Its timeout, if it had one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What an upstream answered to the call of a grant, which passed that `gate` at that `slot`."""
+
+    gate: str
+    job: int
+    tenant: str
+    cost: Cost
+    slot: int
+    signal: Signal
 
 
 class Unreached(ConnectionError):

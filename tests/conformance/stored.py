@@ -11,8 +11,7 @@ from scheduler.core.quota import NOTHING, NS
 from scheduler.errors import ErrRateLimited, QuotaExceeded
 from scheduler.stores.postgres import PostgresStore, plain
 from scheduler.stores.postgres.claiming import Claimed
-from scheduler.stores.postgres.gates import Heard
-from scheduler.stores.values import CANCELLED, DONE, Again, Claim, Ended, Request
+from scheduler.stores.values import CANCELLED, DONE, Again, Claim, Ended, Heard, Request
 from tests.conformance.record import Answer, Quotas, Record
 from tests.core.play import START, Op
 

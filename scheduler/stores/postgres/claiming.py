@@ -54,6 +54,15 @@ class Claimed(NamedTuple):
     blocked: Mapping[str, Blocked] = {}
     following: tuple[int | None] | None = None
 
+    def beside(self, other: Claimed | None) -> Claimed:
+        """What two claims found in one transaction."""
+        if other is None:
+            return self
+        callers, moved = [*self.callers, *other.callers], self.moved or other.moved
+        return self._replace(
+            claims=[*self.claims, *other.claims], more=self.more or other.more, callers=callers, moved=moved
+        )
+
 
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
     """Grant at most `slots` jobs for `lease` nanoseconds. None if nothing was due `about` now."""

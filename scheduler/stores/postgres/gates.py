@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from asyncpg import Connection
 
 from scheduler.core.account import shape_of
 from scheduler.core.ear import Ear
 from scheduler.core.limits import limits_of
-from scheduler.core.quota import Cost
 from scheduler.core.shared import SharedGate
-from scheduler.core.signals import News, Signal, Upstream
+from scheduler.core.signals import News, Upstream
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import Heard
 
 CHANNEL = "waitline_gates"
 """On which it is told that a gate is another one than before, beyond what its grants change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What an upstream answered to the call of a grant."""
-
-    gate: str
-    job: int
-    tenant: str
-    cost: Cost
-    slot: int
-    signal: Signal
 
 
 async def look(connection: Connection) -> dict[str, SharedGate]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from scheduler.core.gate import RAMP_FULL
 from scheduler.core.quota import DIMENSIONS, NS
@@ -13,8 +14,9 @@ from scheduler.core.signals import Answer, News, Signal, Upstream
 from scheduler.stores.postgres import gates
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.connections import Connections, patiently
-from scheduler.stores.postgres.gates import Heard
 from scheduler.stores.postgres.opened import Opened
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import Heard
 
 BATCH = 500
 """Answers in one transaction."""
@@ -27,7 +29,7 @@ class Hearing:
     """
 
     def __init__(self, store: Opened, connections: Connections) -> None:
-        self.gates: Mapping[str, SharedGate] = {}
+        self.gates: dict[str, SharedGate] = {}
         self.on_news: list[Callable[[News], object]] = []
         self._store = store
         self._connections = connections
@@ -51,6 +53,18 @@ class Hearing:
             self._publish(await gates.resume(connection, names))
         await self.look()
 
+    def resume_soon(self, names: Sequence[str] | None) -> None:
+        """Open gates as soon as the database can be reached."""
+        self._start(patiently(partial(self.resume, names)))
+
+    async def see(self) -> tuple[Mapping[str, tuple[SharedGate, int]], int]:
+        """All gates, with the jobs that wait for them, and the time."""
+        async with self._connections.connection() as connection:
+            found = await gates.look(connection)
+            rows = await connection.fetch(statement("waiting_at_gates"))
+        waiting = {row["name"]: row["waiting"] for row in rows}
+        return {name: (gate, waiting[name]) for name, gate in found.items()}, rows[0]["now"] if rows else 0
+
     def shut_until(self, gate: str, job: int) -> int | None:
         """Until when a call must not begin although it was granted: the gate was closed since."""
         known = self.gates.get(gate)
@@ -66,12 +80,12 @@ class Hearing:
         if heard.signal.answer is Answer.SPEND_LIMIT and gate.closed_until is None:
             gate.closed_until = self._store.about() + int(gate.upstream.spend_probe * NS)
             gate.probe_id = None
-        task = self._store.group.create_task(self._have(heard))
+        self._start(self._heard.do(heard, self._store.group))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._store.group.create_task(work)
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
-
-    async def _have(self, heard: Heard) -> None:
-        await self._heard.do(heard, self._store.group)
 
     async def _note(self, heard: Sequence[Heard]) -> Sequence[None]:
         await patiently(partial(self._write, heard))

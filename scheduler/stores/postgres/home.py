@@ -20,7 +20,7 @@ from asyncpg import Connection, Record
 
 from scheduler.core.quota import NS, Usage
 from scheduler.errors import SchedulerClosed
-from scheduler.stores.postgres import claiming, settling, submitting
+from scheduler.stores.postgres import claiming, gating, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import (
@@ -34,6 +34,7 @@ from scheduler.stores.postgres.connections import (
     patiently,
 )
 from scheduler.stores.postgres.dues import Dues
+from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.opened import Opened
 from scheduler.stores.postgres.results import outcome_of
 from scheduler.stores.postgres.settling import Ending
@@ -54,13 +55,19 @@ class Home:
     """The callers of this process. Their rows bear its `name`."""
 
     def __init__(
-        self, store: Opened, connections: Connections, lease_ns: int, endings: Batches[Ending, bool]
+        self,
+        store: Opened,
+        connections: Connections,
+        lease_ns: int,
+        endings: Batches[Ending, bool],
+        hearing: Hearing,
     ) -> None:
         self.name = secrets.token_hex(8)
         self._store = store
         self._connections = connections
         self._lease_ns = lease_ns
         self._endings = endings
+        self._hearing = hearing
         self._joins: Batches[Join, Answer] = Batches(self._join, BATCH, self._unwanted)
         self._waiting: dict[int, Place] = {}
         self._held: dict[int, str] = {}
@@ -116,11 +123,13 @@ class Home:
             self._tell(() if claimed is None else claimed.callers)
 
     async def _claim(self, connection: Connection, tenants: Sequence[str]) -> Claimed | None:
-        claimed = await claiming.claim_callers(
-            connection, self.name, tenants, self._store.about(), self._lease_ns
-        )
+        about = self._store.about()
+        claimed = await claiming.claim_callers(connection, self.name, tenants, about, self._lease_ns)
         if claimed is not None:
             self._dues.note(claimed.blocked)
+        if self._hearing.gates:
+            passed = await gating.claim(connection, self.name, 0, about, self._lease_ns)
+            claimed = passed if claimed is None else claimed.beside(passed)
         return claimed
 
     def give_back(self, caller: int, tenant: str) -> None:
@@ -138,6 +147,7 @@ class Home:
             self._end(tenant, self._settle(Ended(caller, tenant, 1, DONE, usage=usage)))
 
     async def _settle(self, ended: Ended) -> None:
+        await self._hearing.noted()
         await self._endings.do(ended, self._store.group)
         if self._dues.blocked:  # what was given back may help whoever waits here
             self._wake.set()
@@ -237,6 +247,8 @@ class Home:
             found = await connection.fetch(statement("home_jobs"), list(places))
         self._learn(places, {row["id"]: row for row in found})
         now, lost, times = due[0]["now"], due[0]["lost"], self._dues.times(due)
+        if due[0]["gates"] is not None:
+            times[""] = due[0]["gates"]
         if lost is not None and lost <= now:
             async with self._connections.transaction() as connection:
                 await settling.rescue(connection, now, None, BATCH)

@@ -60,7 +60,7 @@ class PostgresStore(Keeping):
         self._claims = plain.Guess()
         self._results = Results(self._connections)
         self.hearing = Hearing(self, self._connections)
-        self.home = Returning(self, self._connections, self.lease_ns, self._endings)
+        self.home = Returning(self, self._connections, self.lease_ns, self._endings, self.hearing)
         self.on_due: list[Callable[[int], None]] = [self.home.look]
         self.on_stop: list[Callable[[int], None]] = []
         self.on_session: list[Callable[[str | None], None]] = []

@@ -18,7 +18,10 @@ select
             limit 1
         ),
         (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1)
-    ) as lost
+    ) as lost,
+    least(
+        (select due from waitline.line where due is not null order by due limit 1), (select min(calls) from waitline.gate)
+    ) as gates
 from clock
 left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null and (
     t.due > clock.now
