@@ -12,7 +12,6 @@ from typing import Any, Self
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, ONE, Cost, Quota, instance
-from scheduler.core.signals import News
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, SchedulerClosed
 from scheduler.runtime.admission import StoredGrant
 from scheduler.runtime.arguments import (
@@ -23,6 +22,7 @@ from scheduler.runtime.arguments import (
     check_timeout,
 )
 from scheduler.runtime.durable_ticket import DurableTicket, check_key, error_of
+from scheduler.runtime.gated import Gated
 from scheduler.runtime.grant import Grant, Turn, current_turn
 from scheduler.runtime.job import Prompt
 from scheduler.runtime.outage import Outage
@@ -30,30 +30,23 @@ from scheduler.runtime.reports import Levels, levels_of
 from scheduler.runtime.scheduler import HasTenant
 from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Quote
-from scheduler.runtime.watching import Watching
 from scheduler.stores.protocol import Store
 from scheduler.stores.results import load
 from scheduler.stores.values import DONE, Accepted, Holder, Request
 
-UNNAMED = "default"
-"""The name in the store of a gate that was given none, since it is the only one."""
 
-
-class DurableScheduler(Watching):
+class DurableScheduler(Gated):
     """A `Scheduler` with a store. Its own process runs no job: `Worker` does, there or anywhere else."""
 
     store: Store
 
     def __init__(self, *arguments: Any, store: Store, outage: Outage | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        declared = {} if settings.get("gates") is None else self.engine.gates
-        self._declared = {name or UNNAMED: gate.upstream for name, gate in declared.items()}
-        if self._declared and outage is not None and outage.share is not None:
-            raise ValueError("outage: nobody is admitted without the store where tenants share gates; refuse")
         for name in ("deferred", "estimates", "overload"):
             if settings.get(name) is not None:
                 raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
+        self._begin_gates(settings.get("gates") is not None, outage)
         self._begin_watch(Outage() if outage is None else instance("outage", outage, Outage))
 
     # --- life ---------------------------------------------------------------------------------------
@@ -61,12 +54,10 @@ class DurableScheduler(Watching):
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()
         try:
-            if self._declared:
-                await self.store.hearing.declare(self._declared)
+            await self._declare()
         except BaseException:
             await self.store.__aexit__(None, None, None)
             raise
-        self.store.hearing.on_news.append(self._hear_news)
         await self._open_watch()
         self.closed = False
         return self
@@ -80,12 +71,8 @@ class DurableScheduler(Watching):
             try:
                 await self._close_watch()
             finally:
-                self.store.hearing.on_news.remove(self._hear_news)
+                self._listen_no_more()
                 await self.store.__aexit__(kind, error, trace)
-
-    def _hear_news(self, news: News) -> None:
-        if self.listener is not None:
-            asyncio.get_running_loop().call_soon(self.listener, news)
 
     async def aclose(self, *, drain: bool = True) -> None:
         """Take no more jobs here. What was accepted stays in the store, and workers run it.
@@ -192,19 +179,6 @@ class DurableScheduler(Watching):
             key=None if key is None else check_key(key),
             gate=self._gate_for(gate),
         )
-
-    def _gate_for(self, gate: str | None) -> str | None:
-        """The gate that is meant, of those that are in the store; None where there is none."""
-        known = self.store.hearing.gates or self._declared
-        if gate is None and len(known) < 2:
-            return next(iter(known), None)
-        if (gate or UNNAMED) not in known:
-            raise ValueError(f"gate: must be one of {sorted(known)}, got {gate!r}")
-        return gate or UNNAMED
-
-    def resume(self, gate: str | None = None) -> None:
-        """See `Scheduler.resume`: for all processes, as soon as the store can be reached."""
-        self.store.hearing.resume_soon(None if gate is None else [self._gate_for(gate) or UNNAMED])
 
     async def result_of(self, job: int, tenant: str | None = None) -> Any:
         """Wait for a job's result, or raise what became of it instead.

@@ -14,7 +14,7 @@ from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.dues import Blocked
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settling import announce, kind_of, unpark, why
+from scheduler.stores.postgres.settlement import announce, kind_of, unpark, why
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Claim
 
@@ -140,7 +140,7 @@ async def save(  # noqa: PLR0917 - what one transaction knows
         now,
         lease,
         sorted(waiting),
-        [job.period for job in granted],
+        [job.period if job.gate else 0 for job in granted],
     )
     await locked.save_gates(connection)
     await announce(connection, [job.sequence for job in gone])

@@ -15,7 +15,7 @@ from asyncpg import Connection
 from scheduler.configuration import Configuration
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settling import Settlement
+from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
 
 TENANTS = 50

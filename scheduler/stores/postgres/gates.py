@@ -9,13 +9,18 @@ from asyncpg import Connection
 from scheduler.core.account import shape_of
 from scheduler.core.ear import Ear
 from scheduler.core.limits import limits_of
+from scheduler.core.policy import Reason
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import News, Upstream
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Heard
+from scheduler.stores.values import FAILED, Heard
+
+REFUSED = 500
+"""Jobs that are refused in one transaction."""
 
 CHANNEL = "waitline_gates"
 """On which it is told that a gate is another one than before, beyond what its grants change."""
@@ -45,8 +50,8 @@ async def declare(connection: Connection, upstreams: Mapping[str, Upstream]) -> 
     await _follow(connection, locked, changed, now)
 
 
-async def hear(connection: Connection, heard: Sequence[Heard]) -> list[News]:
-    """Take note of answers, in the order in which they came; what happened at the gates."""
+async def hear(connection: Connection, heard: Sequence[Heard]) -> tuple[list[News], list[str]]:
+    """Take note of answers, in the order in which they came; what happened at the gates, and who closed."""
     locked = await Locked.these(connection, ())
     now = await locked.time(connection)
     shapes = {name: gate.shape for name, gate in locked.gates.items()}
@@ -57,13 +62,29 @@ async def hear(connection: Connection, heard: Sequence[Heard]) -> list[News]:
             job = StoredJob(one.tenant, one.job, one.slot, rows.policy_of(None), one.cost)
             job.slot = one.slot
             ear.note(now, one.gate, job, one.signal)
-    changed = [
-        name
-        for name, gate in locked.gates.items()
-        if gate.shape is not shapes[name] or (gate.closed_until is not None) != (name in closed)
-    ]
-    await _follow(connection, locked, changed, now)
-    return ear.news
+    shut = {name for name, gate in locked.gates.items() if gate.closed_until is not None}
+    changed = [name for name, gate in locked.gates.items() if gate.shape is not shapes[name]]
+    await _follow(connection, locked, sorted({*changed, *(shut ^ closed)}), now)
+    return ear.news, sorted(shut - closed)
+
+
+async def refuse(connection: Connection, name: str) -> bool:
+    """Refuse some of those who wait at a closed gate, each with another time; whether there may be more.
+
+    Whoever is left, should this process die, is refused when a claim comes to its line.
+    """
+    found = await connection.fetch(statement("waiting_at"), name, REFUSED)
+    locked = await Locked.these(connection, {row["tenant"] for row in found})
+    gate = locked.gates[name]
+    if gate.closed_until is None:
+        return False
+    settlement = Settlement(locked, await locked.time(connection))
+    for row in await connection.fetch(statement("waiting"), [row["id"] for row in found]):
+        if row["id"] != gate.probe_id:
+            wait = gate.wait_of_refused(gate.opens, settlement.now)
+            settlement.withdraw(row, FAILED, str(Reason.SPEND_LIMIT), settlement.now, str(wait))
+    await settlement.save(connection)
+    return len(settlement.over) == REFUSED
 
 
 async def resume(connection: Connection, names: Sequence[str] | None) -> list[News]:

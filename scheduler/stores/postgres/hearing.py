@@ -30,15 +30,16 @@ class Hearing:
 
     def __init__(self, store: Opened, connections: Connections) -> None:
         self.gates: dict[str, SharedGate] = {}
-        self.on_news: list[Callable[[News], object]] = []
+        self.on_news: set[Callable[[News], object]] = set()
         self._store = store
         self._connections = connections
         self._heard: Batches[Heard, None] = Batches(self._note, BATCH)
+        self._looking = asyncio.Lock()
         self._pending: set[asyncio.Task[None]] = set()
 
     async def look(self) -> None:
-        """See how the gates are."""
-        async with self._connections.connection() as connection:
+        """See how the gates are; what was seen last is what counts."""
+        async with self._looking, self._connections.connection() as connection:
             self.gates = await gates.look(connection)
 
     async def declare(self, upstreams: Mapping[str, Upstream]) -> None:
@@ -93,9 +94,18 @@ class Hearing:
 
     async def _write(self, heard: Sequence[Heard]) -> None:
         async with self._connections.transaction() as connection:
-            news = await gates.hear(connection, heard)
+            news, closed = await gates.hear(connection, heard)
         await self.look()
         self._publish(news)
+        for name in closed:
+            await patiently(partial(self._refuse, name))
+
+    async def _refuse(self, name: str) -> None:
+        """Refuse all who wait at a gate that was closed."""
+        more = True
+        while more:
+            async with self._connections.transaction() as connection:
+                more = await gates.refuse(connection, name)
 
     def _publish(self, news: Sequence[News]) -> None:
         for tell in self.on_news:

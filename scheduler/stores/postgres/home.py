@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -35,9 +34,10 @@ from scheduler.stores.postgres.connections import (
 )
 from scheduler.stores.postgres.dues import Dues
 from scheduler.stores.postgres.hearing import Hearing
+from scheduler.stores.postgres.leaving import Leaving
 from scheduler.stores.postgres.opened import Opened
 from scheduler.stores.postgres.results import outcome_of
-from scheduler.stores.postgres.settling import Ending
+from scheduler.stores.postgres.settlement import Ending
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import DONE, RUNNING, WAITING, Ended, Place, Request, Withdrawn
 
@@ -51,7 +51,7 @@ Join = tuple[Request, asyncio.Future[None]]
 Answer = Place | Exception
 
 
-class Home:
+class Home(Leaving):
     """The callers of this process. Their rows bear its `name`."""
 
     def __init__(
@@ -62,8 +62,8 @@ class Home:
         endings: Batches[Ending, bool],
         hearing: Hearing,
     ) -> None:
+        super().__init__(store)
         self.name = secrets.token_hex(8)
-        self._store = store
         self._connections = connections
         self._lease_ns = lease_ns
         self._endings = endings
@@ -73,7 +73,6 @@ class Home:
         self._held: dict[int, str] = {}
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._ending: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._claiming = 0
         self._closed = False
         self._heard: list[tuple[int, int]] = []
@@ -151,30 +150,6 @@ class Home:
         await self._endings.do(ended, self._store.group)
         if self._dues.blocked:  # what was given back may help whoever waits here
             self._wake.set()
-
-    def _end(self, tenant: str, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            task = self._store.group.create_task(work)
-        except RuntimeError:  # the store is closed: the lease will tell
-            work.close()
-            return
-        ending = self._ending[tenant]
-        ending.add(task)
-        task.add_done_callback(partial(self._ended, tenant))
-
-    def _ended(self, tenant: str, task: asyncio.Task[None]) -> None:
-        self._ending[tenant].discard(task)
-        if not self._ending[tenant]:
-            del self._ending[tenant]
-
-    async def recorded(self, tenant: str | None = None) -> None:
-        """Return when what has ended here so far, of one tenant or of all, is in the database.
-
-        Who comes after it must find its slot free and what it gave back there.
-        """
-        tasks = self._ending.get(tenant, set()) if tenant is not None else set().union(*self._ending.values())
-        if tasks:
-            await asyncio.wait(set(tasks))
 
     # --- grants ---------------------------------------------------------------------------------------------
 

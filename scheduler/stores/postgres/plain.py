@@ -19,7 +19,7 @@ from scheduler.core.account import UNLIMITED, shape_of
 from scheduler.core.quota import ONE, Quota
 from scheduler.stores.postgres.claiming import AHEAD, JOBS, TENANTS, Claimed
 from scheduler.stores.postgres.rows import cost_of, write_quota
-from scheduler.stores.postgres.settling import Ending, payloads
+from scheduler.stores.postgres.settlement import Ending, payloads
 from scheduler.stores.values import Accepted, Claim, Ended, Request
 
 MOST = (1 << 31) - 1
@@ -55,6 +55,7 @@ def is_plain(request: Request) -> bool:
         and request.timeout is None
         and request.key is None
         and request.home is None
+        and request.gate is None
     )
 
 

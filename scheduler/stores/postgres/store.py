@@ -21,7 +21,7 @@ from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.returning import Returning
-from scheduler.stores.postgres.settling import Ending
+from scheduler.stores.postgres.settlement import Ending
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.postgres.submitting import Answer
 from scheduler.stores.values import Accepted, Claim, Known, Outcome, Request

@@ -1,0 +1,50 @@
+"""The gates of a scheduler over a store: declared there, and the same for all processes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from scheduler.core.signals import News, Upstream
+from scheduler.runtime.outage import Outage
+from scheduler.runtime.watching import Watching
+
+UNNAMED = "default"
+"""The name in the store of a gate that was given none, since it is the only one."""
+
+
+class Gated(Watching):
+    """Knows the gates that are in its store."""
+
+    _declared: dict[str, Upstream]
+
+    def _begin_gates(self, given: bool, outage: Outage | None) -> None:
+        gates = self.engine.gates if given else {}
+        self._declared = {name or UNNAMED: gate.upstream for name, gate in gates.items()}
+        if given and outage is not None and outage.share is not None:
+            raise ValueError("outage: nobody is admitted without the store where tenants share gates; refuse")
+
+    async def _declare(self) -> None:
+        """Have the gates of this scheduler in the store, as it says, and listen for their news."""
+        if self._declared:
+            await self.store.hearing.declare(self._declared)
+        self.store.hearing.on_news.add(self._hear_news)
+
+    def _listen_no_more(self) -> None:
+        self.store.hearing.on_news.discard(self._hear_news)
+
+    def _hear_news(self, news: News) -> None:
+        if self.listener is not None:
+            asyncio.get_running_loop().call_soon(self.listener, news)
+
+    def _gate_for(self, gate: str | None) -> str | None:
+        """The gate that is meant, of those that are in the store; None where there is none."""
+        known = self.store.hearing.gates or self._declared
+        if (gate is None and len(known) < 2) or not (gate or known):
+            return next(iter(known), None)
+        if (gate or UNNAMED) not in known:
+            raise ValueError(f"gate: must be one of {sorted(known)}, got {gate!r}")
+        return gate or UNNAMED
+
+    def resume(self, gate: str | None = None) -> None:
+        """See `Scheduler.resume`: for all processes, as soon as the store can be reached."""
+        self.store.hearing.resume_soon(None if gate is None else [self._gate_for(gate) or UNNAMED])

@@ -1,0 +1,209 @@
+"""Settlement: what one transaction records of jobs that end or go back, and whom it tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from asyncpg import Connection, Record
+
+from scheduler.core import ledger
+from scheduler.core.entry import EXPIRED
+from scheduler.core.policy import Reason
+from scheduler.core.quota import NOTHING, Quota
+from scheduler.core.shared import granted
+from scheduler.core.stored import StoredJob
+from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import CANCELLED, FAILED, Again, Ended
+
+NOTIFIED = 400
+"""Ids in one notification: a payload holds 8,000 bytes."""
+
+REFUSED = frozenset({str(Reason.MAX_WAIT), str(Reason.SPEND_LIMIT)})
+"""Kinds of failures of a job that may not wait for another try; it is told when that could have been."""
+
+Ending = Ended | Again
+
+
+async def announce(connection: Connection, ids: Sequence[int]) -> None:
+    """Tell those who wait for these jobs that they are over."""
+    for part in payloads(ids):
+        await connection.execute("select pg_notify('waitline_done', $1)", part)
+
+
+def payloads(ids: Sequence[int]) -> list[str]:
+    """Ids as the texts of notifications."""
+    return [" ".join(map(str, ids[at : at + NOTIFIED])) for at in range(0, len(ids), NOTIFIED)]
+
+
+@dataclass
+class Settlement:
+    """What one transaction records of jobs that ended or go back."""
+
+    locked: Locked
+    now: int
+    ended: list[tuple[int, int, str | None, str | None]] = field(default_factory=list)
+    """(id, state, result, kind)."""
+    again: list[tuple[int, int | None, int | None, bool, int]] = field(default_factory=list)
+    """(id, place, returns, paid, attempt)."""
+    left: list[int] = field(default_factory=list)
+    """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
+    sessions: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(tenant, session) of the jobs that ended, and when they did."""
+
+    def end(self, row: Record, ending: Ended) -> None:
+        """A try that is over for good."""
+        state = self.locked.states[row["tenant"]]
+        slots = int(row["holder"] is None)
+        cost = rows.cost_of(*row["cost"])
+        ledger.settle(state, cost, ending.usage, self.now, slots)
+        gate = self.locked.gate_of(row["gate"])
+        if gate is not None:
+            gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
+        self.leave(row, ending.state, ending.result, ending.kind)
+
+    def leave(
+        self, row: Record, state: int, result: str | None, kind: str | None, at: int | None = None
+    ) -> None:
+        """A job that is over, after a try or without, since `at` or now."""
+        if row["home"] is not None and state != FAILED:
+            self.left.append(row["id"])
+        else:
+            self.ended.append((row["id"], state, result, kind))
+        if row["session"] is not None:
+            self.sessions[row["tenant"], row["session"]] = self.now if at is None else at
+
+    def repeat(self, row: Record, ending: Again) -> None:
+        """A try after which the job goes back to its line, at once or after a backoff, by its key.
+
+        A wait that its policy or deadline does not allow ends it instead, and so does a wish to cancel it
+        that came during the try.
+        """
+        gate = self.locked.gate_of(row["gate"])
+        after = ending.after if gate is None else max(ending.after, gate.opens - self.now)
+        late = too_late(row, self.now, after)
+        if gate is not None and gate.closed_until is not None:
+            late = str(Reason.SPEND_LIMIT)
+        over, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
+        if kind is not None:
+            why = json.dumps(max(after, 1)) if kind in REFUSED else None
+            self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, why, kind, ending.usage))
+            return
+        state, cost = self.locked.states[row["tenant"]], rows.cost_of(*row["cost"])
+        ledger.settle(state, cost, ending.usage, self.now)
+        if gate is not None:
+            job = granted(gate.name, row, cost)
+            if ending.refused:
+                gate.correct(state, job, NOTHING)
+                job.period = 0
+            gate.settle(state, job, ending.usage, self.now, learn=not ending.refused)
+            gate.join(state, self.now, first=False)
+        state.waiting += 1
+        paid = ending.refused
+        place, returns = row["arrival"] - row["head_start"], None
+        if after > 0:
+            place, returns = None, self.now + after
+            state.due_by(returns, row["gate"])
+        else:
+            ledger.move(state, self.now)
+            self.locked.enter(state, row["gate"], cost, paid, self.now)
+        self.again.append((row["id"], place, returns, paid, row["attempt"] - (not ending.counted)))
+
+    def withdraw(self, row: Record, state: int, kind: str, at: int, why: str | None = None) -> None:
+        """A waiting job leaves its line; those behind it move up at that time, however late it is noticed."""
+        tenant = self.locked.states[row["tenant"]]
+        tenant.waiting -= 1
+        gate, cost = self.locked.gate_of(row["gate"]), rows.cost_of(*row["cost"])
+        if row["place"] is not None:
+            if not row["paid"]:
+                tenant.add_work(cost, -1)
+            if gate is not None:
+                gate.count(cost, -1)
+            ledger.move(tenant, at)
+            self.locked.stir(row["tenant"])
+        if gate is not None:
+            gate.leave(tenant)
+        self.leave(row, state, why, kind, at)
+
+    def requota(self, tenant: str, quota: Quota, line: Sequence[Record]) -> None:
+        """Change a tenant's limits; those of its jobs in line that can never fit any more fail."""
+        state, jobs = self.locked.states[tenant], {row["id"]: row for row in line}
+        share = state.shape.share
+        gone = ledger.requota(state, quota, self.now, [rows.read_job(row) for row in line])
+        for own in state.lines.values():
+            if own.waiting:
+                self.locked.gates[own.gate].crowd += state.shape.share - share
+        for job in gone:
+            self.leave(jobs[job.sequence], FAILED, why(job), kind_of(job))
+            gate = self.locked.gate_of(job.gate)
+            if gate is not None:
+                gate.count(job.cost, -1)
+                gate.leave(state)
+
+    @property
+    def over(self) -> list[int]:
+        """All that ended."""
+        return [*(job for job, *_ in self.ended), *self.left]
+
+    async def save(self, connection: Connection) -> None:
+        """Write it all, and tell whom it concerns."""
+        over = self.over
+        unparked = await unpark(connection, self.locked, self.sessions, over)
+        ended, again = list(zip(*self.ended, strict=True)), list(zip(*self.again, strict=True))
+        await connection.execute(
+            statement("settle"),
+            *self.locked.columns(),
+            *(ended or ([], [], [], [])),
+            self.now,
+            *(again or ([], [], [], [], [])),
+            self.locked.sooner(),
+            payloads(over),
+            unparked,
+            [rows.write_echoes(state.echoes) for state in self.locked.states.values()],
+            self.left,
+        )
+        await self.locked.save_gates(connection)
+
+
+async def unpark(
+    connection: Connection, locked: Locked, left: Mapping[tuple[str, str], int], over: Sequence[int]
+) -> list[int]:
+    """Let the next job of each session into its line. `left`: when another one of (tenant, session) left.
+
+    `over`: the jobs that end in this transaction. Returns the jobs that belong into their lines now.
+    """
+    if not left:
+        return []
+    tenants, sessions = zip(*sorted(left), strict=True)
+    found = await connection.fetch(statement("next_of_session"), tenants, sessions, over)
+    for row in found:
+        state = locked.states[row["tenant"]]
+        ledger.move(state, left[row["tenant"], row["session"]])
+        locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), row["paid"], state.as_of)
+    return [row["id"] for row in found]
+
+
+def too_late(row: Record, now: int, after: int) -> str | None:
+    """Why a job may not wait for another try, as the kind of its failure; None if it may."""
+    if row["deadline"] is not None and now + after >= row["deadline"]:
+        return "timeout"
+    if row["max_wait"] is not None and after > row["max_wait"]:
+        return str(Reason.MAX_WAIT)
+    return None
+
+
+def kind_of(job: StoredJob) -> str:
+    """Why a job waited in vain: the kind of its failure."""
+    if job.state is EXPIRED:
+        return "timeout"
+    return "refused" if job.refusal is None else str(job.refusal.reason)
+
+
+def why(job: StoredJob) -> str | None:
+    """What its caller is told beside the kind, as JSON: the limit, or nanoseconds until it would start."""
+    if job.refusal is None:
+        return None
+    return json.dumps(job.refusal.limit or job.refusal.retry_after)

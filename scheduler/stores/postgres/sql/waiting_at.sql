@@ -1,0 +1,6 @@
+-- Some of those who wait for a gate, in line or outside of it.
+select id, tenant
+from waitline.job
+where gate = $1 and state = 0
+order by id
+limit $2
