@@ -40,6 +40,19 @@ def since(entry: Entry) -> int:
     return max(entry.arrival, entry.slot)
 
 
+def look_at(entry: Entry, now: int) -> int | None:
+    """When to look at a waiting job again: when it has waited for as long as the next rung says.
+
+    What is left after that was of no help so far; it is asked again after half as long again each time. None
+    if there is none left.
+    """
+    rungs, begin = entry.policy.ladder[entry.rung :], since(entry)
+    if not rungs:
+        return None
+    due = [begin + rung.after_ns for rung in rungs if begin + rung.after_ns > now]
+    return min(due) if due else now + max(NS, (now - begin) // 2)
+
+
 class Ladder(Following):
     """What jobs can look forward to, and the steps by which their service degrades.
 
@@ -201,15 +214,10 @@ class Ladder(Following):
         self.granted += 1
 
     def _watch(self, entry: Entry, now: int) -> None:
-        """Have a waiting job looked at when it has waited for as long as the next rung says.
-
-        What is left after that was of no help so far; it is asked again after half as long again each time.
-        """
-        rungs, begin = entry.policy.ladder[entry.rung :], since(entry)
-        if not rungs:
+        """Have a waiting job looked at again."""
+        time = look_at(entry, now)
+        if time is None:
             return
-        due = [begin + rung.after_ns for rung in rungs if begin + rung.after_ns > now]
-        time = min(due) if due else now + max(NS, (now - begin) // 2)
         entry.alarm = Alarm(entry)
         self.sequence += 1
         self.events.put((time, LADDER, self.sequence, entry.alarm))

@@ -6,15 +6,17 @@ after that is in `stage`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from scheduler.core.account import Account, Projection
+from scheduler.core.gate import Gate
 from scheduler.core.ledger import OPEN, line_of
 from scheduler.core.outlook import Ahead, expect, refuse, run_to
 from scheduler.core.policy import Outlook, Reason, Refusal, decide
 from scheduler.core.quota import nanoseconds
 from scheduler.core.shared import SharedGate
-from scheduler.core.stored import StoredJob, TenantState
+from scheduler.core.stored import LineState, StoredJob, TenantState
 
 
 def outlook(  # noqa: PLR0917 - rows, as they are loaded
@@ -43,7 +45,7 @@ def outlook(  # noqa: PLR0917 - rows, as they are loaded
     gate.here([state])
     by_key = job.holder is not None or job.head_start > 0
     ahead = sum(other.key < job.key for other in line if other.gate == gate.name) if by_key else waiting
-    if gate.closed_until is None and not parked and _starts(state, gate, job, now, line):
+    if gate.closed_until is None and not parked and starts(state, gate, job, now):
         return Outlook(0, now, now, Reason.STRICT), None
     found, run = _look(job, now, Ahead(ahead, state.waiting, parked))
     if gate.closed_until is not None:
@@ -61,24 +63,28 @@ def outlook(  # noqa: PLR0917 - rows, as they are loaded
     return found, refusal
 
 
-def _starts(
-    state: TenantState, gate: SharedGate, job: StoredJob, now: int, line: Sequence[StoredJob]
-) -> bool:
+def starts(state: TenantState, gate: SharedGate, job: StoredJob, now: int) -> bool:
     """Whether a job has all it needs and nobody stands before it; jobs at other gates may not have all."""
-    tenant, slot = job.owner, job.holder is not None
+    tenant = job.owner
     if not tenant.affords(tenant.shape.amounts(job.cost), now):
         return False
     if gate.paused_until > now or not gate.affords(gate.shape.amounts(job.cost), now):
         return False
-    if not slot and (tenant.free <= 0 or gate.free <= 0):
+    if job.holder is None and (tenant.free <= 0 or gate.free <= 0):
         return False
     if gate.coming or (job.expires is not None and job.expires <= now):
         return False
-    for own in state.lines.values():
-        arranged = own.start is None and own.due is not None
-        if own.waiting and (arranged if own.gate != gate.name else not line or line[0].key < job.key):
-            return False
+    if any(_stands_before(line, gate, job, now) for line in state.lines.values()):
+        return False
     return not gate.heads or (gate.fair.start(tenant.name), job.key) < gate.heads[0]
+
+
+def _stands_before(line: LineState, gate: SharedGate, job: StoredJob, now: int) -> bool:
+    """Whether the permits of the tenant, or the gate, are for the head of one of its lines first."""
+    if line.front is None:
+        return line.due is not None and line.due <= now  # it is yet to be found
+    arranged = line.gate == gate.name or (line.start is None and line.due is not None)
+    return arranged and line.front < job.key
 
 
 def _look(job: StoredJob, now: int, ahead: Ahead) -> tuple[Outlook, Projection]:
@@ -92,14 +98,17 @@ def _look(job: StoredJob, now: int, ahead: Ahead) -> tuple[Outlook, Projection]:
     if gate.closed_until is None and gate.paused_until > now:
         run = run_to(tenant, job.key, gate.paused_until, now)
         late = run.peek(amounts)
-    coming = gate.coming if isinstance(gate, SharedGate) else 0
-    due = gate.due if isinstance(gate, SharedGate) else None
-    gate.free -= coming
-    gate.placed = (due,) if due is not None and due > now else None
-    found = expect(job, now, own, late, Account(OPEN, now), ahead)
-    gate.free += coming
-    gate.placed = None
-    return found, run
+    with coming(gate):
+        return expect(job, now, own, late, Account(OPEN, now), ahead), run
+
+
+@contextmanager
+def coming(gate: Gate) -> Iterator[None]:
+    """Look ahead without the slots that those will take who come to a gate now."""
+    taken = gate.coming if isinstance(gate, SharedGate) else 0
+    gate.free -= taken
+    yield
+    gate.free += taken
 
 
 def join(state: TenantState, gate: SharedGate, job: StoredJob, now: int, outside: bool) -> None:

@@ -30,6 +30,8 @@ class StoredJob(Entry):
     watched = False
     parked: bool = False
     """Whether it stands outside of its line, in backoff, until it arrives."""
+    most_deferred: int = 0
+    """How many jobs may be deferred when its ladder is looked at."""
 
     def __init__(self, tenant: str, number: int, arrival: int, policy: Policy, cost: Cost = ONE) -> None:
         super().__init__(policy, ONE if cost is ONE or cost == ONE else cost)
@@ -72,7 +74,8 @@ class LineState:
     `waiting`: jobs in line or outside for a while. `due`: the first time at which its head can come to stand
     at the gate, None if that takes a change. `front`: the key of that head, None if it is yet to be found.
     While it stands there, `start` is its tag, and `calls` says that it needs no worker. `finish`: the
-    tenant's finish tag, made in that busy `period`.
+    tenant's finish tag, made in that busy `period`. `step`: the `after` of the rung that the tenant took
+    last at this gate, in nanoseconds; 0 once its waits are shorter than that.
     """
 
     gate: str
@@ -84,6 +87,7 @@ class LineState:
     calls: bool = False
     finish: int = 0
     period: int = 0
+    step: int = 0
 
     def due_by(self, time: int) -> None:
         """Something may happen at `time`, if not before."""

@@ -42,7 +42,7 @@ class DurableScheduler(Gated):
 
     def __init__(self, *arguments: Any, store: Store, outage: Outage | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        for name in ("deferred", "estimates", "overload"):
+        for name in ("estimates", "overload"):
             if settings.get(name) is not None:
                 raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
@@ -95,7 +95,7 @@ class DurableScheduler(Gated):
         at most one job of the tenant is ever accepted under it; a second call gets the first one's result.
         Raises `JobFailed` where a handler's exception would reach the caller in process.
         """
-        return self._submit(self._request(tenant, prompt, **wishes), wishes.get("timeout"))
+        return self._submit(self._request(tenant, prompt, **wishes, ladder=True), wishes.get("timeout"))
 
     async def _submit(self, request: Request, timeout: float | None) -> Any:
         if self.closed:
@@ -134,7 +134,7 @@ class DurableScheduler(Gated):
         """
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        request = self._request(tenant, prompt, **wishes)
+        request = self._request(tenant, prompt, **wishes, ladder=True)
         if connection is None:
             accepted = await self._accept(request)
         else:
@@ -161,12 +161,13 @@ class DurableScheduler(Gated):
         cost: Cost | None = None,
         gate: str | None = None,
         key: str | None = None,
+        ladder: bool = False,
     ) -> Request:
         check_tenant(tenant)
         check_prompt(prompt, self._bounds.max_prompt_bytes)
         policy = self._policy_of(tenant) if policy is None else instance("policy", policy, Policy)
         if policy.ladder:
-            raise ValueError(f"policy: a store has no ladders yet, got {len(policy.ladder)} rungs")
+            policy = self._with_ladder(policy) if ladder else replace(policy, ladder=())
         return Request(
             tenant=tenant,
             prompt=json.dumps(prompt),
@@ -178,6 +179,7 @@ class DurableScheduler(Gated):
             timeout=None if timeout is None else check_timeout(timeout),
             key=None if key is None else check_key(key),
             gate=self._gate_for(gate),
+            most_deferred=self.engine.max_deferred,
         )
 
     async def result_of(self, job: int, tenant: str | None = None) -> Any:

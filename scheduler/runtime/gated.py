@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from scheduler.core.policy import Policy
 from scheduler.core.signals import News, Upstream
 from scheduler.runtime.outage import Outage
 from scheduler.runtime.watching import Watching
@@ -44,6 +45,19 @@ class Gated(Watching):
         if (gate or UNNAMED) not in known:
             raise ValueError(f"gate: must be one of {sorted(known)}, got {gate!r}")
         return gate or UNNAMED
+
+    def _with_ladder(self, policy: Policy) -> Policy:
+        """A policy whose ladder leads to gates that there are, and to somebody who takes deferred jobs."""
+        known = self.store.hearing.gates or self._declared
+        if not known:
+            raise ValueError("policy: a ladder over a store needs gates; gates=Quota() has no limits")
+        for rung in policy.ladder:
+            name = rung.gate or (None if UNNAMED in known else rung.model)
+            if name is not None and name not in known:
+                raise ValueError(f"ladder: there is no gate {name!r} for {rung!r}, only {sorted(known)}")
+            if rung.defer is not None and not self.engine.max_deferred:
+                raise ValueError(f"ladder: {rung!r} needs deferred=, as workers have it that take such jobs")
+        return policy
 
     def resume(self, gate: str | None = None) -> None:
         """See `Scheduler.resume`: for all processes, as soon as the store can be reached."""

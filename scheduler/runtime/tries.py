@@ -37,6 +37,8 @@ class WorkerJob(Job):
         self.state = GRANTED
         self.prompt, self.timeout = json.loads(claim.prompt), None
         self.claim, self.store = claim, store
+        if claim.plan is not None:
+            self.rung, self.predicted, self.model, self.max_tokens, self.deferred = claim.plan
         self.attempt = claim.attempt
         self.tries = claim.tries
 

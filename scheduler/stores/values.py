@@ -37,7 +37,7 @@ class Request:
 
     `home`: the process of a caller that runs its own work and has no prompt; it waits for `lease` nanoseconds
     unless that is renewed. `holder`: what it continues, if that is still running then. `gate`: the shared
-    gate that it passes; None for the only one, or none.
+    gate that it passes; None for the only one, or none. `most_deferred`: how many jobs a ladder may defer.
     """
 
     tenant: str
@@ -53,6 +53,7 @@ class Request:
     lease: int = 0
     holder: Holder | None = None
     gate: str | None = None
+    most_deferred: int = 0
 
     def digest(self) -> bytes | None:
         """What tells another prompt under the same key."""
@@ -89,6 +90,16 @@ class Known(NamedTuple):
     expected: int
 
 
+class Plan(NamedTuple):
+    """How a job is served that has a ladder: as a `Receipt` says it, with `predicted` in nanoseconds."""
+
+    rung: int
+    predicted: int
+    model: str | None
+    max_tokens: int | None
+    deferred: bool = False
+
+
 class Claim(NamedTuple):
     """A granted job, with all that its handler needs. Unless renewed it is taken away at `lease`."""
 
@@ -105,6 +116,7 @@ class Claim(NamedTuple):
     deadline: int | None
     lease: int
     gate: str = ""
+    plan: Plan | None = None
 
 
 class Ended(NamedTuple):

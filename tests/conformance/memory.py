@@ -55,6 +55,9 @@ class Memory(Play):
         record, refused = Record(), set()
         for number, entry in enumerate(self.jobs):
             if hasattr(entry, "promised"):
+                if entry.shared.name:
+                    served = entry.shared.name, entry.rung, entry.model, entry.max_tokens
+                    record.served[number] = served
                 record.answers.append(("accepted", entry.promised - entry.arrival))
                 record.positions.append(self.positions[number])
             else:

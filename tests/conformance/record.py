@@ -27,6 +27,8 @@ class Record:
     """Per tenant: (job, slot), in the order in which they were granted."""
     ends: dict[int, str] = field(default_factory=dict)
     """Of each job that waited in vain: why."""
+    served: dict[int, tuple[object, ...]] = field(default_factory=dict)
+    """Of each accepted job at a shared gate: the gate, rungs taken, model and most tokens."""
 
 
 def spelled(op: Op) -> str:
@@ -49,6 +51,7 @@ def compare(expected: Record, found: Record, quotas: Mapping[str, object], ops: 
         "positions": (expected.positions, positions),
         "grants": (dict(expected.grants), dict(found.grants)),
         "ends": (expected.ends, found.ends),
+        "served": (expected.served, found.served),
     }
     different = [f"{name}\n  {a}\n  {b}" for name, (a, b) in sides.items() if a != b]
     if different:

@@ -51,6 +51,8 @@ where g.running <> jobs.running or (g.state::json ->> 'lines')::integer <> jobs.
 """
 """Gates that count something else than there is."""
 
+SERVED = "select id, gate, rung, model, max_tokens from waitline.job where gate is not null"
+
 FORGET_HOLD = """
 update waitline.gate
 set state = jsonb_set(state::jsonb, '{hold}', '50000000')::text
@@ -260,5 +262,7 @@ class Stored:
         wrong = await self.store.rows(WRONG_AT_GATES)
         assert not wrong, f"gate, running, state, jobs, lines: {wrong}"
         found = await self.store.rows("select id, kind from waitline.job where state = 3")
+        for number, *served in await self.store.rows(SERVED):
+            self.kept.served[self.ids.index(int(str(number)))] = tuple(served)
         self.kept.ends = {self.ids.index(int(str(number))): str(kind) for number, kind in found}
         return self.kept

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import NS, Quota, Rate
 from scheduler.core.signals import Upstream
 from tests.conformance.record import Record
@@ -57,11 +58,16 @@ shared = st.fixed_dictionaries({"x": gates.map(Upstream)})
 both = st.fixed_dictionaries({"x": gates.map(Upstream), "y": gates.map(Upstream)})
 three = st.fixed_dictionaries(dict.fromkeys("abc", quotas))
 
+LADDER = (Rung(0.5, gate="y"), Rung(1, max_tokens=3), Rung(1.5, gate="x", model="small"))
+ladders = st.sampled_from([Policy(max_wait=None, ladder=LADDER[:most]) for most in (1, 2, 3, 3)])
+
 KINDS = ("offer", "offer", "offer", "offer", "settle", "withdraw", "retry", "set_quota", "advance")
 
 
-def scripts(names: str = "x", kinds: tuple[str, ...] = KINDS) -> st.SearchStrategy[list[Op]]:
-    drawn = {"policy": bounds, "timeout": st.none()}
+def scripts(
+    names: str = "x", kinds: tuple[str, ...] = KINDS, policies: st.SearchStrategy[Policy] = bounds
+) -> st.SearchStrategy[list[Op]]:
+    drawn = {"policy": policies, "timeout": st.none()}
     return st.lists(ops(kinds, tenants=3, gates=names, **drawn), min_size=1, max_size=12)
 
 
@@ -108,6 +114,14 @@ async def test_claims_that_race_pass_tenants_alike(
 @few
 @given(quotas=three, gates=both, script=scripts("xy", (*KINDS, "hear", "hear", "hear", "resume")))
 async def test_gates_follow_their_upstreams_alike(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
+) -> None:
+    await same(dsn, quotas, script, gates=gates)
+
+
+@few
+@given(quotas=three, gates=both, script=scripts("xy", policies=ladders))
+async def test_ladders_lead_alike(
     dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
 ) -> None:
     await same(dsn, quotas, script, gates=gates)

@@ -16,7 +16,7 @@ from scheduler.stores.postgres.dues import Blocked
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settlement import announce, kind_of, unpark, why
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Claim
+from scheduler.stores.values import Claim, Plan
 
 DUE = "select * from waitline.due_lines($1, $2, $3, $4, $5)"
 
@@ -195,6 +195,13 @@ def _read(found: Sequence[Record], most: int, longest: int) -> tuple[list[Stored
     return jobs + continuations, back
 
 
+def plan_of(row: Record) -> Plan | None:
+    """How a granted job is served, if that is another way than the usual; a dark ladder only tells."""
+    if row["ladder"] is None or not row["rung"] or rows.read_ladder(row["ladder"], None)[0].dark:
+        return None
+    return Plan(row["rung"], row["predicted"], row["model"], row["max_tokens"])
+
+
 def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -> list[Claim]:
     by_id = {row["id"]: row for row in saved}
     return [
@@ -212,6 +219,7 @@ def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -
             deadline=job.expires,
             lease=lease,
             gate=job.gate,
+            plan=plan_of(by_id[job.sequence]),
         )
         for job in granted
     ]

@@ -11,9 +11,10 @@ from scheduler.core.ear import Ear
 from scheduler.core.limits import limits_of
 from scheduler.core.policy import Reason
 from scheduler.core.shared import SharedGate
-from scheduler.core.signals import News, Upstream
+from scheduler.core.signals import News, Upstream, What
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.ladders import step_aside
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
@@ -62,6 +63,9 @@ async def hear(connection: Connection, heard: Sequence[Heard]) -> tuple[list[New
             job = StoredJob(one.tenant, one.job, one.slot, rows.policy_of(None), one.cost)
             job.slot = one.slot
             ear.note(now, one.gate, job, one.signal)
+    paused = {item.gate for item in ear.news if item.what is What.PAUSED}
+    if paused:
+        await connection.execute(statement("look_now"), sorted(paused), now)
     shut = {name for name, gate in locked.gates.items() if gate.closed_until is not None}
     changed = [name for name, gate in locked.gates.items() if gate.shape is not shapes[name]]
     await _follow(connection, locked, sorted({*changed, *(shut ^ closed)}), now)
@@ -79,12 +83,14 @@ async def refuse(connection: Connection, name: str) -> bool:
     if gate.closed_until is None:
         return False
     settlement = Settlement(locked, await locked.time(connection))
-    for row in await connection.fetch(statement("waiting"), [row["id"] for row in found]):
-        if row["id"] != gate.probe_id:
+    jobs = [row["id"] for row in found if row["id"] != gate.probe_id]
+    aside, _ = await step_aside(connection, locked, jobs, settlement.now)
+    for row in await connection.fetch(statement("waiting"), jobs):
+        if row["id"] not in aside:
             wait = gate.wait_of_refused(gate.opens, settlement.now)
             settlement.withdraw(row, FAILED, str(Reason.SPEND_LIMIT), settlement.now, str(wait))
     await settlement.save(connection)
-    return len(settlement.over) == REFUSED
+    return len(found) == REFUSED
 
 
 async def resume(connection: Connection, names: Sequence[str] | None) -> list[News]:

@@ -10,8 +10,8 @@ from typing import Any
 from scheduler.core.gate import RAMP_FULL
 from scheduler.core.quota import DIMENSIONS, NS
 from scheduler.core.shared import SharedGate
-from scheduler.core.signals import Answer, News, Signal, Upstream
-from scheduler.stores.postgres import gates
+from scheduler.core.signals import Answer, News, Signal, Upstream, What
+from scheduler.stores.postgres import gates, ladders
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.connections import Connections, patiently
 from scheduler.stores.postgres.opened import Opened
@@ -51,7 +51,7 @@ class Hearing:
     async def resume(self, names: Sequence[str] | None) -> None:
         """Open gates that are closed or paused; all of them for None."""
         async with self._connections.transaction() as connection:
-            self._publish(await gates.resume(connection, names))
+            self.publish(await gates.resume(connection, names))
         await self.look()
 
     def resume_soon(self, names: Sequence[str] | None) -> None:
@@ -96,9 +96,21 @@ class Hearing:
         async with self._connections.transaction() as connection:
             news, closed = await gates.hear(connection, heard)
         await self.look()
-        self._publish(news)
+        self.publish(news)
         for name in closed:
             await patiently(partial(self._refuse, name))
+        if any(item.what is What.PAUSED for item in news):
+            await patiently(self.look_at_ladders)
+
+    async def look_at_ladders(self, most: int = 100) -> int:
+        """Let jobs take rungs that have waited for as long as they say; how many were looked at."""
+        looked, some = 0, most
+        while some == most:
+            async with self._connections.transaction() as connection:
+                some, news = await ladders.look(connection, self._store.about(), most)
+            self.publish(news)
+            looked += some
+        return looked
 
     async def _refuse(self, name: str) -> None:
         """Refuse all who wait at a gate that was closed."""
@@ -107,7 +119,8 @@ class Hearing:
             async with self._connections.transaction() as connection:
                 more = await gates.refuse(connection, name)
 
-    def _publish(self, news: Sequence[News]) -> None:
+    def publish(self, news: Sequence[News]) -> None:
+        """Tell what happened at gates to those who want to hear it."""
         for tell in self.on_news:
             for item in news:
                 tell(item)

@@ -11,7 +11,7 @@ from typing import Any
 from asyncpg import Record
 
 from scheduler.core.account import Shape, shape_of
-from scheduler.core.policy import Policy
+from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, Rate, exact
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Upstream
@@ -152,6 +152,34 @@ def policy_of(max_wait: int | None) -> Policy:
     return Policy(max_wait=None if max_wait is None else Fraction(max_wait, NS))  # type: ignore[arg-type]
 
 
+@lru_cache(maxsize=1024)
+def write_ladder(policy: Policy, most: int) -> str | None:
+    """A policy's rungs, as JSON, with what else they take; None for none. `most` jobs may be deferred."""
+    if not policy.ladder:
+        return None
+    rungs = [[rung.after_ns, rung.model, rung.gate, rung.max_tokens, rung.defer] for rung in policy.ladder]
+    return json.dumps({"dark": policy.dark, "queue": policy.max_queue, "deferred": most, "rungs": rungs})
+
+
+@lru_cache(maxsize=1024)
+def read_ladder(text: str, max_wait: int | None) -> tuple[Policy, int]:
+    """The policy of a job with a ladder, and how many jobs may be deferred."""
+    kept = json.loads(text)
+    rungs = [
+        Rung(Fraction(after, NS), model=model, gate=gate, max_tokens=most, defer=defer)  # type: ignore[arg-type]
+        for after, model, gate, most, defer in kept["rungs"]
+    ]
+    bound = policy_of(max_wait).max_wait
+    return Policy(bound, kept["queue"], ladder=rungs, dark=kept["dark"]), kept["deferred"]
+
+
+def read_rungs(job: StoredJob, row: Record | Mapping[str, Any]) -> None:
+    """What a job's ladder did so far."""
+    job.policy, job.most_deferred = read_ladder(row["ladder"], row["max_wait"])
+    job.rung, job.predicted, job.plain = row["rung"], row["predicted"], False
+    job.model, job.max_tokens, job.slot = row["model"], row["max_tokens"], row["slot"] or 0
+
+
 def read_job(row: Record | Mapping[str, Any]) -> StoredJob:
     """A waiting job's row."""
     job = StoredJob(
@@ -159,6 +187,8 @@ def read_job(row: Record | Mapping[str, Any]) -> StoredJob:
     )
     job.promised, job.gate = row["promised"], row.get("gate") or ""
     job.want(head_start=row["head_start"], session=row["session"], deadline=row["deadline"])
+    if row.get("ladder") is not None:
+        read_rungs(job, row)
     if row["paid"]:
         job.paid, job.plain = True, False
     if row["home"] is not None:

@@ -10,9 +10,10 @@ from asyncpg import Connection, Record
 
 from scheduler.core import ledger
 from scheduler.core.entry import EXPIRED
+from scheduler.core.ladder import look_at
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, Quota
-from scheduler.core.shared import granted
+from scheduler.core.shared import SharedGate, granted
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
@@ -47,8 +48,8 @@ class Settlement:
     now: int
     ended: list[tuple[int, int, str | None, str | None]] = field(default_factory=list)
     """(id, state, result, kind)."""
-    again: list[tuple[int, int | None, int | None, bool, int]] = field(default_factory=list)
-    """(id, place, returns, paid, attempt)."""
+    again: list[tuple[int, int | None, int | None, bool, int, int | None]] = field(default_factory=list)
+    """(id, place, returns, paid, attempt, look)."""
     left: list[int] = field(default_factory=list)
     """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -59,10 +60,11 @@ class Settlement:
         state = self.locked.states[row["tenant"]]
         slots = int(row["holder"] is None)
         cost = rows.cost_of(*row["cost"])
-        ledger.settle(state, cost, ending.usage, self.now, slots)
         gate = self.locked.gate_of(row["gate"])
-        if gate is not None:
-            gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
+        if not row["deferred"]:  # which holds nothing
+            ledger.settle(state, cost, ending.usage, self.now, slots)
+            if gate is not None:
+                gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
         self.leave(row, ending.state, ending.result, ending.kind)
 
     def leave(
@@ -93,16 +95,13 @@ class Settlement:
             self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, why, kind, ending.usage))
             return
         state, cost = self.locked.states[row["tenant"]], rows.cost_of(*row["cost"])
-        ledger.settle(state, cost, ending.usage, self.now)
+        look = None
+        if not row["deferred"]:
+            ledger.settle(state, cost, ending.usage, self.now)
         if gate is not None:
-            job = granted(gate.name, row, cost)
-            if ending.refused:
-                gate.correct(state, job, NOTHING)
-                job.period = 0
-            gate.settle(state, job, ending.usage, self.now, learn=not ending.refused)
-            gate.join(state, self.now, first=False)
+            look = self._again_at(gate, row, ending, after)
         state.waiting += 1
-        paid = ending.refused
+        paid = ending.refused and not row["deferred"]
         place, returns = row["arrival"] - row["head_start"], None
         if after > 0:
             place, returns = None, self.now + after
@@ -110,7 +109,22 @@ class Settlement:
         else:
             ledger.move(state, self.now)
             self.locked.enter(state, row["gate"], cost, paid, self.now)
-        self.again.append((row["id"], place, returns, paid, row["attempt"] - (not ending.counted)))
+        self.again.append((row["id"], place, returns, paid, row["attempt"] - (not ending.counted), look))
+
+    def _again_at(self, gate: SharedGate, row: Record, ending: Again, after: int) -> int | None:
+        """End a try at a gate after which the job waits there again; when its ladder is looked at."""
+        state = self.locked.states[row["tenant"]]
+        job = granted(gate.name, row, rows.cost_of(*row["cost"]))
+        if not row["deferred"]:
+            if ending.refused:
+                gate.correct(state, job, NOTHING)
+                job.period = 0
+            gate.settle(state, job, ending.usage, self.now, learn=not ending.refused)
+        gate.join(state, self.now, first=False)
+        if row["ladder"] is None:
+            return None
+        rows.read_rungs(job, row)
+        return look_at(job, self.now + after)
 
     def withdraw(self, row: Record, state: int, kind: str, at: int, why: str | None = None) -> None:
         """A waiting job leaves its line; those behind it move up at that time, however late it is noticed."""
@@ -158,12 +172,13 @@ class Settlement:
             *self.locked.columns(),
             *(ended or ([], [], [], [])),
             self.now,
-            *(again or ([], [], [], [], [])),
+            *(again[:5] or ([], [], [], [], [])),
             self.locked.sooner(),
             payloads(over),
             unparked,
             [rows.write_echoes(state.echoes) for state in self.locked.states.values()],
             self.left,
+            again[5] if again else [],
         )
         await self.locked.save_gates(connection)
 

@@ -13,6 +13,7 @@ from asyncpg import Connection
 from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
+from scheduler.core.signals import News
 from scheduler.stores.postgres import claiming, gates, gating, plain, rows, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
@@ -87,7 +88,10 @@ class PostgresStore(Keeping):
                     self.quotas.see(request.tenant, request.quota)
                 return answers
         async with self._connections.transaction() as connection:
-            return await submitting.submit(connection, requests, self.quotas)
+            news: list[News] = []
+            found = await submitting.submit(connection, requests, self.quotas, news)
+        self.hearing.publish(news)
+        return found
 
     async def submit_in(self, connection: Connection, request: Request) -> Accepted:
         """Accept a job in the caller's own transaction, on whose commit it becomes real."""
@@ -150,7 +154,10 @@ class PostgresStore(Keeping):
         `max_attempts` None: but for the jobs of dead workers.
         """
         async with self._connections.transaction() as connection:
-            return await settling.rescue(connection, self.about(), max_attempts, most)
+            rescued = await settling.rescue(connection, self.about(), max_attempts, most)
+        if self.hearing.gates:
+            rescued += await self.hearing.look_at_ladders()
+        return rescued
 
     async def cancel(self, job: int, tenant: str) -> int | None:
         """Cancel a waiting job, or have a running one stopped: its state before, None if it is over."""

@@ -10,12 +10,16 @@ from operator import attrgetter
 from asyncpg import Connection
 
 from scheduler.core import ledger, sharing
-from scheduler.core.gate import COUNTED
-from scheduler.core.policy import Outlook
+from scheduler.core.ladder import look_at
+from scheduler.core.policy import Outlook, Reason
+from scheduler.core.rungs import Rungs
 from scheduler.core.shared import SharedGate
+from scheduler.core.signals import News
 from scheduler.core.stored import StoredJob, TenantState
 from scheduler.errors import refused
 from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.heads import see_heads
+from scheduler.stores.postgres.ladders import FAR, count_deferred
 from scheduler.stores.postgres.locked import Locked, configured
 from scheduler.stores.postgres.opened import Quotas
 from scheduler.stores.postgres.statements import statement
@@ -51,6 +55,8 @@ class Batch:
         self._places: dict[int, int] = {}
         self._continuations: Counter[str] = Counter()
         self._saved: list[Saved] = []
+        self._deferred = 0
+        self.news: list[News] = []
 
     async def judge(self) -> list[Answer]:
         """Accept or refuse each, and save what was accepted and what changed."""
@@ -58,6 +64,8 @@ class Batch:
         (clock,) = await self._connection.fetch(statement("numbers"), len(self._requests))
         now, numbers = self._locked.not_before(clock["now"]), iter(clock["numbers"])
         await self._load_lines(now)
+        if any(request.policy.ladder for request in self._requests):
+            self._deferred = await count_deferred(self._connection)
         await see_heads(self._connection, self._locked.gates, now)
         answers = [self._one(request, now, numbers) for request in self._requests]
         await self._save()
@@ -102,14 +110,11 @@ class Batch:
         walked = {
             r.tenant
             for r in self._requests
-            if ledger.needs_line(states[r.tenant], self._asked(r, 0, now), coming, now)
+            if r.policy.ladder or ledger.needs_line(states[r.tenant], self._asked(r, 0, now), coming, now)
         }
         if walked:
             for row in await self._connection.fetch(statement("waiting_lines"), sorted(walked)):
                 self._lines[row["tenant"]].append(rows.read_job(row))
-
-    def _gate_of(self, request: Request) -> SharedGate | None:
-        return gate_for(self._locked.gates, request.gate)
 
     def _asked(self, request: Request, number: int, now: int) -> StoredJob:
         """The job of a request: a continuation whose run is over, or lost, stands in line as any caller."""
@@ -118,24 +123,42 @@ class Batch:
 
     def _one(self, request: Request, now: int, numbers: Iterator[int]) -> Answer:
         known = None if request.key is None else self._keys.get((request.tenant, request.key))
-        digest = request.digest()
         if known is not None:
-            if known[0] == digest:
+            if known[0] == request.digest():
                 return known[1]
             return ValueError(f"key: {request.key!r} was used before, with another prompt or session")
+        job = self._asked(request, next(numbers), now)
+        parked = 0 if request.session is None else self._sessions[request.tenant, request.session]
         try:
-            gate = self._gate_of(request)
+            gate = self._choose(request, job, parked, now)
         except ValueError as error:
             return error
-        state, line = self._locked.states[request.tenant], self._lines[request.tenant]
-        job = self._asked(request, next(numbers), now)
-        session = None if request.session is None else (request.tenant, request.session)
-        parked = 0 if session is None else self._sessions[session]
-        known_there = line, parked, self._continuations[request.tenant]
+        if job.deferred:
+            return self._defer(request, job, now)
+        return self._join(request, job, gate, parked, now)
+
+    def _choose(self, request: Request, job: StoredJob, parked: int, now: int) -> SharedGate | None:
+        """The gate that a job passes: the one it is for, or the one to which its ladder leads."""
+        gate = gate_for(self._locked.gates, request.gate)
         if gate is None:
-            found, refusal = ledger.outlook(state, job, now, *known_there)
+            if request.policy.ladder:
+                raise ValueError("policy: a ladder over a store needs gates; gates=Quota() has no limits")
+            return None
+        job.gate = gate.name
+        if request.policy.ladder:
+            self._step_aside(request, job, parked, now)
+        return self._locked.gates[job.gate]
+
+    def _join(
+        self, request: Request, job: StoredJob, gate: SharedGate | None, parked: int, now: int
+    ) -> Answer:
+        """Let a job into its line, or refuse it."""
+        state, line = self._locked.states[request.tenant], self._lines[request.tenant]
+        known = line, parked, self._continuations[request.tenant]
+        if gate is None:
+            found, refusal = ledger.outlook(state, job, now, *known)
         else:
-            found, refusal = sharing.outlook(state, gate, job, now, *known_there)
+            found, refusal = sharing.outlook(state, gate, job, now, *known)
         if refusal is not None:
             return refused(request.tenant, refusal)
         job.promised = found.promised
@@ -144,11 +167,29 @@ class Batch:
         else:
             sharing.join(state, gate, job, now, outside=parked > 0)
         self._continuations[request.tenant] += job.holder is not None
-        if session is not None:
-            self._sessions[session] += 1
         if not parked:
             insort(line, job, key=_key)
+        return self._accepted(request, job, found, parked)
+
+    def _step_aside(self, request: Request, job: StoredJob, parked: int, now: int) -> None:
+        """Let a job that cannot start at once take the rungs that help."""
+        state, line = self._locked.states[request.tenant], self._lines[request.tenant]
+        most = request.most_deferred
+        rungs = Rungs(now, self._locked.gates, state, line, deferred=self._deferred, most=most)
+        if not rungs.startable(job, now, parked):
+            rungs.step_aside(job, now, parked)
+            self.news += rungs.news
+
+    def _defer(self, request: Request, job: StoredJob, now: int) -> Accepted:
+        """Accept a job that is served outside of all lines."""
+        job.promised, self._deferred = now, self._deferred + 1
+        return self._accepted(request, job, Outlook(0, now, now, Reason.STRICT), 1)
+
+    def _accepted(self, request: Request, job: StoredJob, found: Outlook, parked: int) -> Accepted:
         self._saved.append((request, job, parked > 0))
+        if job.session is not None:
+            self._sessions[request.tenant, job.session] += 1
+        now, digest = job.arrival, request.digest()
         start = found.promised, found.expected
         accepted = Accepted(job.sequence, found.position, now, *start, job.expires or 0)
         if request.key is not None and digest is not None:
@@ -173,18 +214,25 @@ class Batch:
             [job.head_start for _, job, _ in saved],
             [job.expires for _, job, _ in saved],
             [request.policy.max_wait_ns for request, _, _ in saved],
-            [request.cost.requests for request, _, _ in saved],
-            [request.cost.input_tokens for request, _, _ in saved],
-            [request.cost.output_tokens for request, _, _ in saved],
+            [job.cost.requests for _, job, _ in saved],
+            [job.cost.input_tokens for _, job, _ in saved],
+            [job.cost.output_tokens for _, job, _ in saved],
             [request.session for request, _, _ in saved],
             [request.key for request, _, _ in saved],
             [request.digest() for request, _, _ in saved],
             [request.prompt for request, _, _ in saved],
             [request.home for request, _, _ in saved],
-            [None if request.home is None else job.arrival + request.lease for request, job, _ in saved],
+            [_lease(request, job) for request, job, _ in saved],
             [None if job.holder is None else job.holder.sequence for _, job, _ in saved],
             [None if job.holder is None else job.holder.calls for _, job, _ in saved],
             [job.gate or None for _, job, _ in saved],
+            [rows.write_ladder(request.policy, request.most_deferred) for request, _, _ in saved],
+            [job.rung for _, job, _ in saved],
+            [job.predicted for _, job, _ in saved],
+            [job.model for _, job, _ in saved],
+            [job.max_tokens for _, job, _ in saved],
+            [None if job.deferred else look_at(job, job.arrival) for _, job, _ in saved],
+            [job.deferred for _, job, _ in saved],
         )
         await self._locked.save_gates(self._connection)
 
@@ -198,17 +246,10 @@ def gate_for(gates: Mapping[str, SharedGate], name: str | None) -> SharedGate | 
     return gates[name]
 
 
-async def see_heads(connection: Connection, gates: Mapping[str, SharedGate], now: int) -> None:
-    """Have gates know who stands there."""
-    asked = [name for name, gate in gates.items() if gate.lines]
-    if not asked:
-        return
-    for row in await connection.fetch(statement("heads"), asked, now, COUNTED + 1):
-        gate = gates[row["name"]]
-        gate.stood, gate.coming = row["stood"], row["coming"]
-        gate.heads = [
-            (int(start), int(front)) for start, front in zip(row["starts"], row["fronts"], strict=True)
-        ]
+def _lease(request: Request, job: StoredJob) -> int | None:
+    if job.deferred:
+        return FAR
+    return None if request.home is None else job.arrival + request.lease
 
 
 def _place(job: StoredJob) -> int:
@@ -217,17 +258,24 @@ def _place(job: StoredJob) -> int:
 
 
 async def submit(
-    connection: Connection, requests: Sequence[Request], quotas: Quotas | None = None
+    connection: Connection,
+    requests: Sequence[Request],
+    quotas: Quotas | None = None,
+    news: list[News] | None = None,
 ) -> list[Answer]:
     """Judge requests in the order in which they came. Refused ones are answered with their exception.
 
-    `quotas`: where to note what the tenants' are.
+    `quotas`: where to note what the tenants' are. `news`: where to note what their ladders did.
     """
     locked = await Locked.made(connection, {request.tenant: request.quota for request in requests})
     if quotas is not None:
         for state in locked.states.values():
             quotas.see(state.name, state.quota)
-    return await Batch(connection, requests, locked).judge()
+    batch = Batch(connection, requests, locked)
+    answers = await batch.judge()
+    if news is not None:
+        news += batch.news
+    return answers
 
 
 async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]:

@@ -23,6 +23,6 @@ with saved as (
         worker = coalesce(j.home, $10), lease = greatest(j.lease, $14 + $15)
     from unnest($8::bigint[], $9::bigint[], $17::bigint[]) as u (id, slot, period)
     where j.id = u.id
-    returning j.id, j.attempt, j.tries, j.prompt
+    returning j.id, j.attempt, j.tries, j.prompt, j.ladder, j.rung, j.predicted, j.model, j.max_tokens
 )
 select * from granted

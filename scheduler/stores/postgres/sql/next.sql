@@ -16,4 +16,7 @@ select
             limit 1
         )
     ) as lease,
-    (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1) as deadline
+    least(
+        (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1),
+        (select look from waitline.job where state = 0 and look is not null order by look limit 1)
+    ) as deadline

@@ -1,0 +1,117 @@
+"""Ladders: jobs that wait are looked at again, and go another way if that helps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from asyncpg import Connection
+
+from scheduler.core import ledger
+from scheduler.core.ladder import look_at
+from scheduler.core.quota import Cost
+from scheduler.core.rungs import Rungs
+from scheduler.core.signals import News
+from scheduler.core.stored import StoredJob
+from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.heads import see_heads
+from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.statements import statement
+
+FAR = 1 << 62
+"""The lease of a deferred job that nobody has taken yet."""
+
+
+async def count_deferred(connection: Connection) -> int:
+    """How many jobs are deferred now."""
+    found = await connection.fetchval("select count(*) from waitline.job where deferred and state = 1")
+    return int(found)
+
+
+async def look(connection: Connection, about: int, most: int) -> tuple[int, list[News]]:
+    """Look again at jobs that have waited for as long as a rung says; how many that were, and their news."""
+    found = await connection.fetch(statement("looked_at"), about, most)
+    if not found:
+        return 0, []
+    locked = await Locked.these(connection, {row["tenant"] for row in found})
+    _, news = await step_aside(
+        connection, locked, [row["id"] for row in found], await locked.time(connection)
+    )
+    return len(found), news
+
+
+async def step_aside(
+    connection: Connection, locked: Locked, jobs: Sequence[int], now: int
+) -> tuple[set[int], list[News]]:
+    """Let jobs that wait take the rungs that help; those that go another way now, and the news of it.
+
+    Their tenants are locked. Those outside of their lines are looked at when they have been back for a while.
+    """
+    await see_heads(connection, locked.gates, now)
+    lines: dict[str, list[StoredJob]] = defaultdict(list)
+    for row in await connection.fetch(statement("waiting_lines"), sorted(locked.states)):
+        lines[row["tenant"]].append(rows.read_job(row))
+    deferred, aside, news = await count_deferred(connection), set(), []
+    waiting = await connection.fetch(statement("waiting"), jobs)
+    changed: list[StoredJob] = []
+    outside = [row["id"] for row in waiting if row["place"] is None]
+    wanted = {row["id"] for row in waiting} - set(outside)
+    for tenant, line in lines.items():
+        for job in [job for job in line if job.sequence in wanted and job.policy.ladder]:
+            state, before = locked.states[tenant], (job.gate, job.cost)
+            rungs = Rungs(now, locked.gates, state, line, deferred=deferred, most=job.most_deferred)
+            if rungs.step_aside(job, now):
+                aside.add(job.sequence)
+                deferred += job.deferred
+                _go(locked, job, before, now)
+                if job.deferred:
+                    line.remove(job)
+            news += rungs.news
+            changed.append(job)
+    await _save(connection, locked, changed, outside, now)
+    return aside, news
+
+
+def _go(locked: Locked, job: StoredJob, before: tuple[str, Cost], now: int) -> None:
+    """Move a job from one line of its tenant to another, or out of all of them."""
+    state, old = locked.states[job.tenant], locked.gates[before[0]]
+    old.count(before[1], -1)
+    old.leave(state)
+    if not job.paid:
+        state.add_work(before[1], -1)
+    if job.deferred:
+        state.waiting -= 1
+    else:
+        new = locked.gates[job.gate]
+        new.join(state, now, first=True)
+        new.count(job.cost, 1)
+        if not job.paid:
+            state.add_work(job.cost, 1)
+    ledger.move(state, now)
+    locked.stir(job.tenant)
+
+
+async def _save(
+    connection: Connection, locked: Locked, jobs: Sequence[StoredJob], outside: Sequence[int], now: int
+) -> None:
+    looks = [None if job.deferred else look_at(job, now) for job in jobs]
+    await connection.execute(
+        statement("take_rungs"),
+        *locked.columns(),
+        [job.sequence for job in jobs],
+        [job.gate for job in jobs],
+        [job.cost.requests for job in jobs],
+        [job.cost.input_tokens for job in jobs],
+        [job.cost.output_tokens for job in jobs],
+        [job.rung for job in jobs],
+        [job.predicted for job in jobs],
+        [job.model for job in jobs],
+        [job.max_tokens for job in jobs],
+        looks,
+        [job.deferred for job in jobs],
+        now,
+        FAR,
+        list(outside),
+        locked.sooner(),
+    )
+    await locked.save_gates(connection)
