@@ -45,6 +45,8 @@ class Memory(Play):
             account.hold = SLOT_FLOOR
         twin = Entry(entry.policy, entry.cost, **entry.__dict__)
         self.positions.append(self.engine.quote(now, tenant, gate, twin).position)
+        if entry.policy.ladder:  # it may stand at another gate at once
+            self.positions[-1] = None
         line = self.engine.tenants[tenant].lines.get(gate) if tenant in self.engine.tenants else None
         if line is not None and line.outside:
             self.positions[-1] = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from asyncpg import Connection
 
 from scheduler.core import ledger
+from scheduler.core.entry import WAITING
 from scheduler.core.ladder import look_at
 from scheduler.core.quota import Cost
 from scheduler.core.rungs import Rungs
@@ -50,7 +51,9 @@ async def step_aside(
     await see_heads(connection, locked.gates, now)
     lines: dict[str, list[StoredJob]] = defaultdict(list)
     for row in await connection.fetch(statement("waiting_lines"), sorted(locked.states)):
-        lines[row["tenant"]].append(rows.read_job(row))
+        job = rows.read_job(row)
+        job.state = WAITING
+        lines[job.tenant].append(job)
     deferred, aside, news = await count_deferred(connection), set(), []
     waiting = await connection.fetch(statement("waiting"), jobs)
     changed: list[StoredJob] = []
