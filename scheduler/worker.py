@@ -8,9 +8,10 @@ import signal
 from contextlib import suppress
 from typing import Any
 
-from scheduler.core.agenda import Agenda
 from scheduler.core.quota import NS, positive, whole
+from scheduler.runtime.deferring import Deferring
 from scheduler.runtime.job import Handler
+from scheduler.runtime.limits import Limits
 from scheduler.runtime.tries import Try
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.connections import (
@@ -37,7 +38,9 @@ class Worker:
     """Runs the jobs of a store with `handler`, at most `concurrency` at once.
 
     `max_attempts`: of a job whose handler raises `Retry` or whose worker is lost. `run_timeout`: seconds for
-    every try. `name`: whose the leases are; made up unless given.
+    every try. `name`: whose the leases are; made up unless given. `deferred`: the handler of jobs that a rung
+    of their ladder defers, of at most `max_deferred` at a time and for as long as they take; without one
+    they are left to other workers.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Worker:
         max_attempts: int = 5,
         run_timeout: float = 600.0,
         name: str | None = None,
+        deferred: Handler | None = None,
+        max_deferred: int = 1000,
     ) -> None:
         if not callable(handler):
             raise TypeError(f"handler: must be an async callable, got {handler!r}")
@@ -61,13 +66,13 @@ class Worker:
         self._tries: set[Try] = set()  # until they are recorded, so that their leases are renewed
         self._running = 0
         self._over: list[tuple[Try, Ended | Again]] = []
-        self._limits: Agenda[tuple[float, int, str, Try]] = Agenda()
-        self._timer: asyncio.TimerHandle | None = None
+        self._limits = Limits()
         self._wake = asyncio.Event()
         self._recordable = asyncio.Event()
         self._next_due: int | None = None  # what is known, in nanoseconds of the database's clock
         self._look_at = self._looked = 0
         self._crowded = SHORTEST
+        self._deferring = Deferring(deferred, max_deferred)
         self._stopping = 0
         self._main: asyncio.Task[Any] | None = None
         self.done = 0
@@ -114,7 +119,10 @@ class Worker:
         async with self._store as store, asyncio.TaskGroup() as group:
             store.on_due.append(self._due)
             store.on_stop.append(self._asked_to_stop)
+            store.on_deferred.append(self._deferring.wake.set)
             besides = [group.create_task(work()) for work in (self._beat, self._prune, self._record)]
+            if self._deferring.handler is not None:
+                besides.append(group.create_task(self._take_deferred(group)))
             try:
                 await self._work(group)
                 while self._tries:
@@ -123,8 +131,8 @@ class Worker:
             finally:
                 for task in (*besides, *(one.task for one in self._tries)):
                     task.cancel()
-                if self._timer is not None:
-                    self._timer.cancel()
+                self._limits.close()
+                store.on_deferred.remove(self._deferring.wake.set)
                 store.on_due.remove(self._due)
                 store.on_stop.remove(self._asked_to_stop)
 
@@ -186,6 +194,11 @@ class Worker:
         """How many jobs more it can take; many that have ended and are not recorded yet count as well."""
         return min(self._concurrency - self._running, 2 * self._concurrency - len(self._tries))
 
+    async def _take_deferred(self, group: asyncio.TaskGroup) -> None:
+        async for claim in self._deferring.take(self._store, self.name):
+            if not self._stopping:
+                self._start(claim, group)
+
     async def _look(self) -> None:
         """Ask when something happens by itself, and rescue what is due for that."""
         due, lost = await self._store.next()
@@ -237,7 +250,7 @@ class Worker:
                     other.interrupt("lost")
         one = Try(claim)
         self._tries.add(one)
-        self._running += 1
+        self._running += not one.deferred
         self._limit(one)
         one.task = group.create_task(self._perform(one))
         if self._stopping > 1:  # while it was claimed
@@ -247,12 +260,15 @@ class Worker:
         """Run one try, and have it recorded how it ended. Its slot is free for another job meanwhile."""
         ending = None
         try:
-            ending = await one.run(self._handler, self._store, self._max_attempts)
+            handler = self._deferring.handler if one.deferred else self._handler
+            ending = await one.run(handler or self._handler, self._store, self._max_attempts)
         finally:
             one.over = True
-            self._running -= 1
-            if one.placed is not None:
-                self._limits.drop(one)
+            if one.deferred:
+                self._deferring.end()
+            else:
+                self._running -= 1
+            self._limits.drop(one)
             self._wake.set()
             if ending is None:
                 self._tries.discard(one)
@@ -272,29 +288,12 @@ class Worker:
             self._tries.difference_update(one for one, _ in over)
             self._wake.set()
 
-    # --- limits of time -------------------------------------------------------------------------------------
-
     def _limit(self, one: Try) -> None:
-        """Have a try interrupted when its time is over: one timer for all of them."""
+        """Have a try interrupted when its time is over; one that is deferred has its own pace."""
         limit, which, claim = self._run_timeout, "run_timeout", one.claim
-        if claim.deadline is not None and self._store.until(claim.deadline) <= limit:
-            limit, which = self._store.until(claim.deadline), "timeout"
-        end = asyncio.get_running_loop().time() + limit
-        self._limits.put((end, claim.id, which, one))
-        if self._timer is None or end < self._timer.when():
-            self._arm(end)
-
-    def _arm(self, end: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(end, self._time_over)
-
-    def _time_over(self) -> None:
-        self._timer, now = None, asyncio.get_running_loop().time()
-        while (first := self._limits.first()) is not None:
-            end, _, which, one = first
-            if end > now:
-                self._arm(end)
-                return
-            self._limits.pop()
-            one.interrupt(which)
+        left = None if claim.deadline is None else self._store.until(claim.deadline)
+        if left is not None and (left <= limit or one.deferred):
+            limit, which = left, "timeout"
+        elif one.deferred:
+            return
+        self._limits.put(one, limit, which)

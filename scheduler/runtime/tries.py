@@ -76,6 +76,11 @@ class Try:
         self.reason: str | None = None
         self.placed: tuple[Any, ...] | None = None
 
+    @property
+    def deferred(self) -> bool:
+        """Whether it is one of a job that a ladder deferred."""
+        return self.claim.plan is not None and self.claim.plan.deferred
+
     def interrupt(self, reason: str) -> None:
         """Cancel the handler, once. One that has ended stays as it ended: that only has to be recorded."""
         if self.reason is None and not self.over:

@@ -17,7 +17,7 @@ from tests.conformance.sides import same
 from tests.core.play import MS, PATIENT, Op, ops, quotas, rates
 
 few = settings(
-    max_examples=200,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink a short script takes minutes

@@ -18,6 +18,7 @@ from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.heads import see_heads
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import Claim, Plan
 
 FAR = 1 << 62
 """The lease of a deferred job that nobody has taken yet."""
@@ -27,6 +28,31 @@ async def count_deferred(connection: Connection) -> int:
     """How many jobs are deferred now."""
     found = await connection.fetchval("select count(*) from waitline.job where deferred and state = 1")
     return int(found)
+
+
+async def claim(connection: Connection, worker: str, most: int, lease: int) -> list[Claim]:
+    """Take deferred jobs that nobody has, the oldest first."""
+    found = await connection.fetch(statement("claim_deferred"), worker, most, lease)
+    claims = [
+        Claim(
+            id=row["id"],
+            tenant=row["tenant"],
+            prompt=row["prompt"],
+            session=row["session"],
+            cost=rows.cost_of(*row["cost"]),
+            attempt=row["attempt"],
+            tries=row["tries"],
+            arrival=row["arrival"],
+            promised=row["promised"],
+            slot=row["slot"],
+            deadline=row["deadline"],
+            lease=row["lease"],
+            gate=row["gate"],
+            plan=Plan(row["rung"], row["predicted"], row["model"], row["max_tokens"], deferred=True),
+        )
+        for row in found
+    ]
+    return sorted(claims, key=lambda claim: claim.id)
 
 
 async def look(connection: Connection, about: int, most: int) -> tuple[int, list[News]]:

@@ -8,6 +8,7 @@ from asyncpg import Connection
 
 from scheduler.core.quota import NOTHING, Quota
 from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.ladders import FAR
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settlement import Ending, Settlement
 from scheduler.stores.postgres.statements import statement
@@ -67,14 +68,12 @@ async def stop(connection: Connection, job: int, tenant: str) -> int | None:
     """Cancel a job: a waiting one leaves its line, a running one's worker stops it. Its state before."""
     if await withdraw(connection, [(job, tenant)], CANCELLED, "cancelled"):
         return WAITING
-    row = await connection.fetchrow(
-        "update waitline.job set stop = true where id = $1 and tenant = $2 and state = 1 returning state",
-        job,
-        tenant,
-    )
+    row = await connection.fetchrow(statement("stop"), job, tenant)
     if row is None:
         return None
     await connection.execute("select pg_notify('waitline_stop', $1)", str(job))
+    if not row["worker"]:
+        await connection.execute("select pg_notify('waitline_due', $1)", str(row["lease"]))
     return int(row["state"])
 
 
@@ -97,7 +96,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         statement("running"), [row["id"] for row in lost], [row["tries"] for row in lost]
     )
     now = await locked.time(connection)
-    settlement = Settlement(locked, now)
+    settlement, free = Settlement(locked, now), []
     for row in held:
         if row["lease"] > now:
             continue  # renewed meanwhile
@@ -105,12 +104,20 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         if row["home"] is not None:
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind=HOME_LOST)
             settlement.end(row, ended)
+        elif row["deferred"] and not row["stop"] and row["attempt"] < (max_attempts or 0):
+            free.append(row["id"])
+        elif row["deferred"] and row["stop"]:
+            ended = Ended(row["id"], row["tenant"], row["tries"], CANCELLED, kind="cancelled")
+            settlement.end(row, ended)
         elif max_attempts is not None and row["attempt"] >= max_attempts and not row["stop"]:
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind="worker_lost")
             settlement.end(row, ended)
         else:
             settlement.repeat(row, Again(row["id"], row["tenant"], row["tries"]))
     await settlement.save(connection)
+    if free:
+        await connection.execute(statement("let_go_deferred"), free, FAR)
+        await connection.execute("select pg_notify('waitline_deferred', '')")
     return rescued
 
 

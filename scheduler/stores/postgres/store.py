@@ -14,7 +14,7 @@ from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
 from scheduler.core.signals import News
-from scheduler.stores.postgres import claiming, gates, gating, plain, rows, settling, submitting
+from scheduler.stores.postgres import claiming, gates, gating, ladders, plain, rows, settling, submitting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
@@ -63,6 +63,7 @@ class PostgresStore(Keeping):
         self.hearing = Hearing(self, self._connections)
         self.home = Returning(self, self._connections, self.lease_ns, self._endings, self.hearing)
         self.on_due: list[Callable[[int], None]] = [self.home.look]
+        self.on_deferred: list[Callable[[], None]] = []
         self.on_stop: list[Callable[[int], None]] = []
         self.on_session: list[Callable[[str | None], None]] = []
 
@@ -115,6 +116,11 @@ class PostgresStore(Keeping):
                 return claimed
         async with self._connections.transaction() as connection:
             return await claiming.claim(connection, worker, slots, self.about(), self.lease_ns)
+
+    async def claim_deferred(self, worker: str, most: int) -> list[Claim]:
+        """Take at most so many deferred jobs that nobody has."""
+        async with self._connections.connection() as connection:
+            return await ladders.claim(connection, worker, most, self.lease_ns)
 
     async def settle(self, ending: Ending) -> bool:
         """See `record`; with others that come while a batch is under way."""
@@ -241,6 +247,7 @@ class PostgresStore(Keeping):
             "waitline_session": self._heard_session,
             "waitline_granted": self.home.heard,
             gates.CHANNEL: self._heard_gates,
+            "waitline_deferred": self._heard_deferred,
         }
         await self._connections.listen(heard, self._caught_up)
 
@@ -256,6 +263,10 @@ class PostgresStore(Keeping):
         for tell in self.on_session:
             tell(text)
 
+    def _heard_deferred(self, _: str) -> None:
+        for tell in self.on_deferred:
+            tell()
+
     def _heard_gates(self, _: str) -> None:
         self.group.create_task(patiently(self.hearing.look))
 
@@ -270,6 +281,7 @@ class PostgresStore(Keeping):
         await self._results.look_again()
         for tell in self.on_due:
             tell(0)
+        self._heard_deferred("")
         for free in self.on_session:
             free(None)
 

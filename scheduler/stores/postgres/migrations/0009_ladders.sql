@@ -16,7 +16,7 @@ comment on column waitline.job.predicted is 'The wait that was predicted when it
 comment on column waitline.job.look is 'When to look at its ladder again, while it waits.';
 comment on column waitline.job.deferred is 'It is served outside of all lines, by a worker that takes such jobs; nobody has it yet while its worker is empty.';
 create index job_look on waitline.job (look) where state = 0 and look is not null;
-create index job_deferred on waitline.job (id) where deferred and state = 1;
+create index job_deferred on waitline.job (worker, id) where deferred and state = 1;
 
 alter table waitline.line add column step bigint not null default 0;
 comment on column waitline.line.step is 'The `after` of the rung that the tenant took last at the gate; 0 once its waits are shorter again.';

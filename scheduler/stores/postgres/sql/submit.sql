@@ -7,6 +7,8 @@ with saved as (
     where t.name = u.name
 ), told as (
     select pg_notify('waitline_due', $6::text) where $6::text is not null
+), deferred as (
+    select pg_notify('waitline_deferred', '') where true = any($33::boolean[])
 ), inserted as (
     insert into waitline.job (
         id, tenant, state, place, arrival, promised, head_start, deadline, max_wait, cost, session, key, digest, prompt,
@@ -27,4 +29,4 @@ with saved as (
         holder, call, gate, ladder, rung, predicted, model, max_tokens, look, deferred
     )
 )
-select count(*) from told
+select (select count(*) from told) + (select count(*) from deferred)
