@@ -82,12 +82,15 @@ class Worker:
     def stop(self) -> None:
         """The first call: claim no more, finish what runs. The second: cancel what runs, and give it back.
 
+        What is deferred may take a day: that is given back at the first.
+
         The third: wait no longer for a database that is away; what is not recorded is left to its leases.
         """
         self._stopping += 1
         self._wake.set()
-        if self._stopping > 1:
-            for one in self._tries:
+        self._deferring.close()
+        for one in self._tries:
+            if self._stopping > 1 or one.deferred:
                 one.interrupt("stopped")
         if self._stopping == GIVE_UP and self._main is not None:
             self._store.abandon()
@@ -196,8 +199,7 @@ class Worker:
 
     async def _take_deferred(self, group: asyncio.TaskGroup) -> None:
         async for claim in self._deferring.take(self._store, self.name):
-            if not self._stopping:
-                self._start(claim, group)
+            self._start(claim, group)
 
     async def _look(self) -> None:
         """Ask when something happens by itself, and rescue what is due for that."""
@@ -253,7 +255,7 @@ class Worker:
         self._running += not one.deferred
         self._limit(one)
         one.task = group.create_task(self._perform(one))
-        if self._stopping > 1:  # while it was claimed
+        if self._stopping > 1 or (self._stopping and one.deferred):  # while it was claimed
             one.interrupt("stopped")
 
     async def _perform(self, one: Try) -> None:

@@ -24,15 +24,21 @@ class Deferring:
         self.handler = handler
         self.wake = asyncio.Event()
         self._room = whole("max_deferred", most, 1)
+        self._closed = False
 
     def end(self) -> None:
         """One of them is over."""
         self._room += 1
         self.wake.set()
 
+    def close(self) -> None:
+        """Take no more."""
+        self._closed = True
+        self.wake.set()
+
     async def take(self, store: Any, worker: str) -> AsyncIterator[Claim]:
-        """Jobs that are deferred, for ever."""
-        while True:
+        """Jobs that are deferred, until it is closed."""
+        while not self._closed:
             self.wake.clear()
             claims: list[Claim] = []
             with suppress(*store.lost):

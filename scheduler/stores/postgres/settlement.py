@@ -16,6 +16,7 @@ from scheduler.core.quota import NOTHING, Quota
 from scheduler.core.shared import SharedGate, granted
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.ladders import FAR
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import CANCELLED, FAILED, Again, Ended
@@ -52,6 +53,8 @@ class Settlement:
     """(id, place, returns, paid, attempt, look)."""
     left: list[int] = field(default_factory=list)
     """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
+    free: list[int] = field(default_factory=list)
+    """Deferred jobs that others may take."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
     """(tenant, session) of the jobs that ended, and when they did."""
 
@@ -84,6 +87,9 @@ class Settlement:
         A wait that its policy or deadline does not allow ends it instead, and so does a wish to cancel it
         that came during the try.
         """
+        if row["deferred"] and not (ending.counted or ending.refused or row["stop"]):
+            self.free.append(row["id"])  # its worker stops: another one goes on with it
+            return
         gate = self.locked.gate_of(row["gate"])
         after = ending.after if gate is None else max(ending.after, gate.opens - self.now)
         late = too_late(row, self.now, after)
@@ -181,6 +187,9 @@ class Settlement:
             again[5] if again else [],
         )
         await self.locked.save_gates(connection)
+        if self.free:
+            await connection.execute(statement("let_go_deferred"), self.free, FAR)
+            await connection.execute("select pg_notify('waitline_deferred', '')")
 
 
 async def unpark(

@@ -8,7 +8,6 @@ from asyncpg import Connection
 
 from scheduler.core.quota import NOTHING, Quota
 from scheduler.stores.postgres import rows
-from scheduler.stores.postgres.ladders import FAR
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settlement import Ending, Settlement
 from scheduler.stores.postgres.statements import statement
@@ -96,7 +95,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         statement("running"), [row["id"] for row in lost], [row["tries"] for row in lost]
     )
     now = await locked.time(connection)
-    settlement, free = Settlement(locked, now), []
+    settlement = Settlement(locked, now)
     for row in held:
         if row["lease"] > now:
             continue  # renewed meanwhile
@@ -105,7 +104,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind=HOME_LOST)
             settlement.end(row, ended)
         elif row["deferred"] and not row["stop"] and row["attempt"] < (max_attempts or 0):
-            free.append(row["id"])
+            settlement.free.append(row["id"])
         elif row["deferred"] and row["stop"]:
             ended = Ended(row["id"], row["tenant"], row["tries"], CANCELLED, kind="cancelled")
             settlement.end(row, ended)
@@ -115,9 +114,6 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         else:
             settlement.repeat(row, Again(row["id"], row["tenant"], row["tries"]))
     await settlement.save(connection)
-    if free:
-        await connection.execute(statement("let_go_deferred"), free, FAR)
-        await connection.execute("select pg_notify('waitline_deferred', '')")
     return rescued
 
 
