@@ -30,6 +30,7 @@ PLAIN = (
     "as_of",
     "processed",
     "stuck",
+    "stood",
 )
 """What is kept as it is."""
 
@@ -40,12 +41,13 @@ class SharedGate(Gate):
     Nobody passes before `as_of`, the time of the last change that may let somebody pass; all that happened
     up to `processed` has been decided. `stuck`: since when a job could pass that no worker takes, None if
     there is none. `due`: when somebody can pass at the earliest, None if that takes a change; `calls`: when
-    one can who needs no worker. None of that is a limit of the gate.
+    one can who needs no worker. None of that is a limit of the gate. `stood`: how many heads stand here; who
+    keeps the lines counts them.
 
     While lines are here, `calling` holds those whose head runs elsewhere, and needs a slot of the gate only;
     in a `crowded` one they pass those that lack a worker, and at most `left` of them go. For those who want
-    to join: how many heads have `stood` here, the turns of the first of these `heads`, and how many lines are
-    `coming`, since something of them is due.
+    to join: the turns of the first of these `heads`, and how many lines are `coming`, since something of them
+    is due.
     """
 
     __slots__ = (

@@ -108,6 +108,7 @@ async def _follow(connection: Connection, locked: Locked, changed: Sequence[str]
         (amounts,) = await connection.fetch(statement("backlog"), name)
         units = zip(gate.shape.limits, gate.shape.units, strict=True)
         gate.backlog = [amounts[index] * unit for index, unit in units]
+        gate.stood = 0  # nobody stands there until it is looked at again: see `stir_lines`
     before = locked.sooner()
     await locked.save_gates(connection)
     if changed:
