@@ -185,6 +185,11 @@ class SharedGate(Gate):
                 step += self._step(state, usage)
             line.finish = max(0, line.finish + step)
 
+    def owes(self, state: TenantState) -> bool:
+        """Whether forgetting the tenant would change who is served next."""
+        line = state.lines.get(self.name)
+        return line is not None and line.period == self.fair.period and line.finish > self.fair.virtual
+
     def _step(self, state: TenantState, cost: Cost) -> int:
         return weighted(fair_cost(self.shape, self.shape.amounts(cost)), state.shape.weight)
 

@@ -119,6 +119,23 @@ async def test_claims_of_worker_processes_pass_tenants_in_fair_order(
         made.shares.check(least=25)
 
 
+async def test_a_tenant_is_forgotten_when_it_owes_nothing_at_the_gate(dsn: str) -> None:
+    """It would be back without its debt, before others who wait."""
+    async with market(dsn, {"a": 1.0, "b": 1.0}, Quota(concurrency=1)) as made:
+        await made.submit_all([("b", 6, ONE, None, None), ("a", 2, ONE, None, None)])
+        while made.waiting["a"] or made.running[0].tenant == "a":
+            await made.run(1)
+        await made.store.forget("a")
+        await made.store.prune()
+        names = "select name from waitline.tenant order by name"
+        assert await made.store.rows(names) == [("a",), ("b",)]
+        await made.run(made.waiting["b"])
+        await made.store.move(made.store.now + 2 * made.store.keep_ns)
+        await made.store.prune()
+        assert await made.store.rows(names) == [("b",)]
+        await made.end()
+
+
 shares = st.lists(st.sampled_from([1.0, 1.0, 2.0, 3.0, 5.0, 0.5]), min_size=2, max_size=5)
 
 

@@ -16,7 +16,7 @@ comment on column waitline.gate.state is 'Its buckets, its fair order and what i
 
 create table waitline.line (
     gate text not null references waitline.gate,
-    tenant text not null references waitline.tenant,
+    tenant text not null references waitline.tenant on delete cascade,
     waiting integer not null default 0 check (waiting >= 0),
     due bigint,
     start numeric(60),
