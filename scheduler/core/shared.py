@@ -30,6 +30,7 @@ PLAIN = (
     "as_of",
     "processed",
     "stuck",
+    "stood",
 )
 """What is kept as it is."""
 
@@ -40,12 +41,13 @@ class SharedGate(Gate):
     Nobody passes before `as_of`, the time of the last change that may let somebody pass; all that happened
     up to `processed` has been decided. `stuck`: since when a job could pass that no worker takes, None if
     there is none. `due`: when somebody can pass at the earliest, None if that takes a change; `calls`: when
-    one can who needs no worker. None of that is a limit of the gate.
+    one can who needs no worker. None of that is a limit of the gate. `stood`: how many heads stand here; who
+    keeps the lines counts them.
 
     While lines are here, `calling` holds those whose head runs elsewhere, and needs a slot of the gate only;
     in a `crowded` one they pass those that lack a worker, and at most `left` of them go. For those who want
-    to join: how many heads have `stood` here, the turns of the first of these `heads`, and how many lines are
-    `coming`, since something of them is due.
+    to join: the turns of the first of these `heads`, and how many lines are `coming`, since something of them
+    is due.
     """
 
     __slots__ = (
@@ -182,6 +184,11 @@ class SharedGate(Gate):
             if usage != NOTHING:  # one that did not begin owes nothing
                 step += self._step(state, usage)
             line.finish = max(0, line.finish + step)
+
+    def owes(self, state: TenantState) -> bool:
+        """Whether forgetting the tenant would change who is served next."""
+        line = state.lines.get(self.name)
+        return line is not None and line.period == self.fair.period and line.finish > self.fair.virtual
 
     def _step(self, state: TenantState, cost: Cost) -> int:
         return weighted(fair_cost(self.shape, self.shape.amounts(cost)), state.shape.weight)

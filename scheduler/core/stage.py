@@ -111,7 +111,7 @@ class Stage(Engine):
         never = job.owner.shape.never(job.cost) or gate.shape.never(job.cost)
         if never is not None:
             return Refusal(Reason.NEVER, 0, never)
-        if gate.closed_until is not None and gate.probe_id != job.sequence:
+        if gate.closed_until is not None and gate.probe_id != job.sequence and not job.climbs:
             return Refusal(Reason.SPEND_LIMIT, gate.wait_of_refused(gate.opens, time))
         return None
 

@@ -30,6 +30,8 @@ class StoredJob(Entry):
     watched = False
     parked: bool = False
     """Whether it stands outside of its line, in backoff, until it arrives."""
+    climbs: bool = False
+    """Whether it has a ladder, which is not here."""
     most_deferred: int = 0
     """How many jobs may be deferred when its ladder is looked at."""
 

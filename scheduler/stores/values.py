@@ -16,6 +16,9 @@ from scheduler.core.signals import Signal
 WAITING, RUNNING, DONE, FAILED, CANCELLED = range(5)
 """States of a job, as the schema numbers them."""
 
+FAR = 1 << 62
+"""The lease, in nanoseconds, of a deferred job that nobody has taken yet."""
+
 HOME_LOST = "home_lost"
 """The kind of failure of a caller whose process did not renew its lease."""
 

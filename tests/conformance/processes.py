@@ -49,6 +49,8 @@ async def serve(dsn: str) -> None:
     async with VirtualStore(dsn, connections=1, lease=1e7, migrate=False) as store:
         while line := await asyncio.to_thread(sys.stdin.readline):
             store.now, worker, slots = json.loads(line)
+            if not store.hearing.gates:  # they were declared after this process began
+                await store.hearing.look()
             found = await store.claim(worker, slots)
             print(base64.b64encode(pickle.dumps(found)).decode(), flush=True)
 

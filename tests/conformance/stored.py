@@ -38,6 +38,7 @@ cross join lateral (
         (select count(*) from waitline.job where gate = g.name and state = 1 and holder is null) as running,
         (select count(distinct tenant) from waitline.job where gate = g.name and state = 0) as tenants,
         (select sum(waiting) from waitline.line where gate = g.name) as lines,
+        (select count(*) from waitline.line where gate = g.name and start is not null) as stood,
         (select count(*) from waitline.job where gate = g.name and state = 0) as waiting,
         (
             select coalesce(sum(cost[1]), 0)
@@ -46,7 +47,7 @@ cross join lateral (
         ) as requests
 ) as jobs
 where g.running <> jobs.running or (g.state::json ->> 'lines')::integer <> jobs.tenants
-    or coalesce(jobs.lines, 0) <> jobs.waiting
+    or coalesce(jobs.lines, 0) <> jobs.waiting or (g.state::json ->> 'stood')::integer <> jobs.stood
     or (jobs.requests = 0 and (g.state::json ->> 'backlog') like '%[1-9]%')
 """
 """Gates that count something else than there is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from fractions import Fraction
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +13,7 @@ from scheduler.core.fairness import fair_cost
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, Cost, Quota, Rate, Usage
 from tests.core.play import START, Op, Play, engine, rates
+from tests.core.shares import Shares
 
 
 def fresh(count: int, rate: Rate, left_out: set[int], at: int) -> list[int]:
@@ -119,8 +120,11 @@ def test_law_7_the_bound_of_start_time_fair_queueing(
     for number in range(rounds):
         for index, name in enumerate(names):
             play.do(Op("offer", tenant=name, cost=Cost(sizes[(number + index) % len(sizes)])))
-    backlog: list[tuple[str, Fraction]] = []
-    while all(name in {e.owner.name for e in play.jobs if e.state is State.WAITING} for name in names):
+    found = Shares(dict(zip(names, weights, strict=True)))
+    waiting = Counter(e.owner.name for e in play.jobs if e.state is State.WAITING)
+    for name in waiting:
+        found.waits(name)
+    while all(waiting[name] for name in names):
         heard = len(play.told)
         if slots_only:
             play.do(Op("settle", gap=NS))
@@ -130,22 +134,10 @@ def test_law_7_the_bound_of_start_time_fair_queueing(
             play.do(Op("advance", gap=wake - play.now))
         for told in play.told[heard:]:
             entry = play.jobs[told.job]
+            waiting[entry.owner.name] -= 1
             cost = fair_cost(shape, shape.amounts(entry.cost))
-            backlog.append(
-                (entry.owner.name, Fraction(cost) / Fraction(str(quotas[entry.owner.name].weight)))
-            )
-    largest = {
-        name: max((step for owner, step in backlog if owner == name), default=Fraction(0)) for name in names
-    }
-    for first in names:
-        for second in names:
-            if first < second:
-                difference = low = high = Fraction(0)
-                for owner, step in backlog:
-                    difference += step if owner == first else -step if owner == second else 0
-                    low, high = min(low, difference), max(high, difference)
-                slack = Fraction(1, 1000)  # weights are scaled to a millionth
-                assert high - low <= (largest[first] + largest[second]) * (1 + slack)
+            found.served(entry.owner.name, cost, more=waiting[entry.owner.name] > 0)
+    found.check(least=0)
 
 
 def served(play: Play, seconds: int) -> dict[str, int]:

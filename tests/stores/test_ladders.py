@@ -121,9 +121,9 @@ async def test_a_ladder_needs_gates(dsn: str) -> None:
 # --- deferred -------------------------------------------------------------------------------------------
 
 
-def desk(dsn: str, handler: Any, name: str = "desk", lease: float = 30.0) -> Worker:
-    """A worker that takes deferred jobs, beside what it would run."""
-    return Worker(told, PostgresStore(dsn, lease=lease), deferred=handler, name=name)
+def desk(dsn: str, handler: Any, others: Any = told) -> Worker:
+    """A worker that takes deferred jobs, beside all others."""
+    return Worker(others, PostgresStore(dsn), deferred=handler)
 
 
 async def test_a_deferred_job_is_run_by_a_worker_that_takes_such_jobs(dsn: str) -> None:
@@ -200,7 +200,7 @@ async def test_the_next_of_a_session_waits_for_a_deferred_job(dsn: str) -> None:
         second = await scheduler.enqueue("a", "second", gate="large", session="s", policy=BATCH)
         third = await scheduler.enqueue("a", "third", gate="small", session="s")
         async with asyncio.TaskGroup() as group:
-            worker = desk(dsn, note)
+            worker = desk(dsn, note, note)
             group.create_task(worker.run())
             await asyncio.gather(second.result(), third.result())
             worker.stop()

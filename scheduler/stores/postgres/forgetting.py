@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncpg import Connection
 
+from scheduler.core.stored import TenantState
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import withdraw
 from scheduler.stores.postgres.statements import statement
@@ -40,6 +41,11 @@ async def mark(connection: Connection, tenant: str) -> None:
     await connection.execute("update waitline.tenant set forgotten = 0 where name = $1", tenant)
 
 
+def _owes(locked: Locked, state: TenantState) -> bool:
+    """Whether it is ahead of others at any gate."""
+    return any(gate.owes(state) for gate in locked.gates.values())
+
+
 async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
     """Delete the rows of forgotten tenants whose absence would change no decision; how many.
 
@@ -59,7 +65,8 @@ async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
         if idle > now:
             later[name] = idle
     gone = await connection.fetch(
-        statement("drop_tenants"), [name for name in locked.states if name not in later]
+        statement("drop_tenants"),
+        [name for name, state in locked.states.items() if name not in later and not _owes(locked, state)],
     )
     left = {row["name"] for row in gone}
     for name in locked.states:

@@ -9,19 +9,13 @@ from asyncpg import Connection
 from scheduler.core.account import shape_of
 from scheduler.core.ear import Ear
 from scheduler.core.limits import limits_of
-from scheduler.core.policy import Reason
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import News, Upstream, What
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
-from scheduler.stores.postgres.ladders import step_aside
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import FAILED, Heard
-
-REFUSED = 500
-"""Jobs that are refused in one transaction."""
+from scheduler.stores.values import Heard
 
 CHANNEL = "waitline_gates"
 """On which it is told that a gate is another one than before, beyond what its grants change."""
@@ -72,27 +66,6 @@ async def hear(connection: Connection, heard: Sequence[Heard]) -> tuple[list[New
     return ear.news, sorted(shut - closed)
 
 
-async def refuse(connection: Connection, name: str) -> bool:
-    """Refuse some of those who wait at a closed gate, each with another time; whether there may be more.
-
-    Whoever is left, should this process die, is refused when a claim comes to its line.
-    """
-    found = await connection.fetch(statement("waiting_at"), name, REFUSED)
-    locked = await Locked.these(connection, {row["tenant"] for row in found})
-    gate = locked.gates[name]
-    if gate.closed_until is None:
-        return False
-    settlement = Settlement(locked, await locked.time(connection))
-    jobs = [row["id"] for row in found if row["id"] != gate.probe_id]
-    aside, _ = await step_aside(connection, locked, jobs, settlement.now)
-    for row in await connection.fetch(statement("waiting"), jobs):
-        if row["id"] not in aside:
-            wait = gate.wait_of_refused(gate.opens, settlement.now)
-            settlement.withdraw(row, FAILED, str(Reason.SPEND_LIMIT), settlement.now, str(wait))
-    await settlement.save(connection)
-    return len(found) == REFUSED
-
-
 async def resume(connection: Connection, names: Sequence[str] | None) -> list[News]:
     """Open gates that are closed or paused; all of them for None. Raises ValueError for an unknown one."""
     locked = await Locked.these(connection, ())
@@ -114,6 +87,7 @@ async def _follow(connection: Connection, locked: Locked, changed: Sequence[str]
         (amounts,) = await connection.fetch(statement("backlog"), name)
         units = zip(gate.shape.limits, gate.shape.units, strict=True)
         gate.backlog = [amounts[index] * unit for index, unit in units]
+        gate.stood = 0  # nobody stands there until it is looked at again: see `stir_lines`
     before = locked.sooner()
     await locked.save_gates(connection)
     if changed:

@@ -50,6 +50,7 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
 
 def _read(row: Mapping[str, Any]) -> StoredJob:
     job = rows.read_job(row)
+    job.climbs = row["climbs"]
     if row["returns"] is not None:
         job.since = row["returns"]
         job.parked = row["place"] is None

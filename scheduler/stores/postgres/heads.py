@@ -20,7 +20,7 @@ async def see_heads(connection: Connection, gates: Mapping[str, SharedGate], now
         return
     for row in await connection.fetch(statement("heads"), asked, now, COUNTED + 1):
         gate = gates[row["name"]]
-        gate.stood, gate.coming = row["stood"], row["coming"]
+        gate.coming = row["coming"]
         gate.heads = [
             (int(start), int(front)) for start, front in zip(row["starts"], row["fronts"], strict=True)
         ]

@@ -11,7 +11,7 @@ from scheduler.core.gate import RAMP_FULL
 from scheduler.core.quota import DIMENSIONS, NS
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Answer, News, Signal, Upstream, What
-from scheduler.stores.postgres import gates, ladders
+from scheduler.stores.postgres import gates, looking
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.connections import Connections, patiently
 from scheduler.stores.postgres.opened import Opened
@@ -102,22 +102,23 @@ class Hearing:
         if any(item.what is What.PAUSED for item in news):
             await patiently(self.look_at_ladders)
 
-    async def look_at_ladders(self, most: int = 100) -> int:
+    async def look_at_ladders(self) -> int:
         """Let jobs take rungs that have waited for as long as they say; how many were looked at."""
-        looked, some = 0, most
-        while some == most:
+        looked, some = 0, looking.MOST
+        while some == looking.MOST:
             async with self._connections.transaction() as connection:
-                some, news = await ladders.look(connection, self._store.about(), most)
+                some, news = await looking.look(connection, self._store.about())
             self.publish(news)
             looked += some
         return looked
 
     async def _refuse(self, name: str) -> None:
-        """Refuse all who wait at a gate that was closed."""
-        more = True
-        while more:
+        """Refuse all who wait at a gate that was closed, and have no other way."""
+        after: int | None = 0
+        while after is not None:
             async with self._connections.transaction() as connection:
-                more = await gates.refuse(connection, name)
+                after, news = await looking.refuse(connection, name, after)
+            self.publish(news)
 
     def publish(self, news: Sequence[News]) -> None:
         """Tell what happened at gates to those who want to hear it."""

@@ -18,10 +18,7 @@ from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.heads import see_heads
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Claim, Plan
-
-FAR = 1 << 62
-"""The lease of a deferred job that nobody has taken yet."""
+from scheduler.stores.values import FAR, Claim, Plan
 
 
 async def count_deferred(connection: Connection) -> int:
@@ -53,18 +50,6 @@ async def claim(connection: Connection, worker: str, most: int, lease: int) -> l
         for row in found
     ]
     return sorted(claims, key=lambda claim: claim.id)
-
-
-async def look(connection: Connection, about: int, most: int) -> tuple[int, list[News]]:
-    """Look again at jobs that have waited for as long as a rung says; how many that were, and their news."""
-    found = await connection.fetch(statement("looked_at"), about, most)
-    if not found:
-        return 0, []
-    locked = await Locked.these(connection, {row["tenant"] for row in found})
-    _, news = await step_aside(
-        connection, locked, [row["id"] for row in found], await locked.time(connection)
-    )
-    return len(found), news
 
 
 async def step_aside(

@@ -107,6 +107,9 @@ class Locked:
         """Save the gates and lines that changed."""
         if not self.gates:
             return
+        for line in self._all_lines():
+            stood = _stood(self._lines.get((line.tenant, line.gate)))
+            self.gates[line.gate].stood += (line.start is not None) - stood
         gates = [
             row for name, gate in self.gates.items() if (row := rows.write_gate(gate)) != self._gates[name]
         ]
@@ -138,6 +141,11 @@ class Locked:
             [state.as_of for state in states],
             [state.due for state in states],
         )
+
+
+def _stood(line: tuple[Any, ...] | None) -> bool:
+    """Whether the head of a line, as it was saved, stood at its gate."""
+    return line is not None and LineState(*line).start is not None
 
 
 async def configured(connection: Connection, tenants: Iterable[str]) -> dict[str, Quota]:

@@ -16,10 +16,9 @@ from scheduler.core.quota import NOTHING, Quota
 from scheduler.core.shared import SharedGate, granted
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
-from scheduler.stores.postgres.ladders import FAR
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import CANCELLED, FAILED, Again, Ended
+from scheduler.stores.values import CANCELLED, FAILED, FAR, Again, Ended
 
 NOTIFIED = 400
 """Ids in one notification: a payload holds 8,000 bytes."""

@@ -19,11 +19,11 @@ from scheduler.core.stored import StoredJob, TenantState
 from scheduler.errors import refused
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.heads import see_heads
-from scheduler.stores.postgres.ladders import FAR, count_deferred
+from scheduler.stores.postgres.ladders import count_deferred
 from scheduler.stores.postgres.locked import Locked, configured
 from scheduler.stores.postgres.opened import Quotas
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Accepted, Request
+from scheduler.stores.values import FAR, Accepted, Request
 
 _key = attrgetter("key")
 

@@ -16,7 +16,7 @@ comment on column waitline.gate.state is 'Its buckets, its fair order and what i
 
 create table waitline.line (
     gate text not null references waitline.gate,
-    tenant text not null references waitline.tenant,
+    tenant text not null references waitline.tenant on delete cascade,
     waiting integer not null default 0 check (waiting >= 0),
     due bigint,
     start numeric(60),
@@ -35,7 +35,7 @@ comment on column waitline.line.front is 'The key of its head, which decides bet
 comment on column waitline.line.calls is 'That head needs no worker.';
 comment on column waitline.line.finish is 'The finish tag of the tenant, made in that busy period of the gate.';
 create index line_due on waitline.line (due) where due is not null;
-create index line_standing on waitline.line (gate, start, front) where start is not null;
+create index line_standing on waitline.line (gate, calls, start, front) where start is not null;
 create index line_idle on waitline.line (gate) where waiting = 0;
 
 alter table waitline.job
@@ -113,7 +113,10 @@ declare
     answer json;
 begin
     perform from waitline.gate order by name for update;
-    if not exists (select from waitline.line where due <= about) and not exists (select from waitline.gate where due <= about) then
+    -- The first of an index: whether there is any that is due may be planned as a walk over all lines.
+    if coalesce((select due from waitline.line where due is not null order by due limit 1), about + 1) > about
+        and not exists (select from waitline.gate where due <= about)
+    then
         return null;
     end if;
     -- Those whose heads can come to stand at a gate; where there are more, not beyond the last one's time.

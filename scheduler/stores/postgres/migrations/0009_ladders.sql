@@ -20,3 +20,15 @@ create index job_deferred on waitline.job (worker, id) where deferred and state 
 
 alter table waitline.line add column step bigint not null default 0;
 comment on column waitline.line.step is 'The `after` of the rung that the tenant took last at the gate; 0 once its waits are shorter again.';
+
+-- A claim refuses nobody at a closed gate who may go another way.
+do $$
+declare
+    text text := pg_get_functiondef('waitline.gate_lines'::regproc);
+begin
+    if length(text) - length(replace(text, 'f.paid, f.home', '')) <> 3 * length('f.paid, f.home') then
+        raise exception 'waitline.gate_lines is not the function that it was';
+    end if;
+    execute replace(text, 'f.paid, f.home', 'f.ladder is not null as climbs, f.paid, f.home');
+end
+$$;

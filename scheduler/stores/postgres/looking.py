@@ -1,0 +1,51 @@
+"""Those who wait are looked at: by their ladders when it is time, and all of a gate when it closes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asyncpg import Connection, Record
+
+from scheduler.core.policy import Reason
+from scheduler.core.signals import News
+from scheduler.stores.postgres.ladders import step_aside
+from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.settlement import Settlement
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import FAILED
+
+MOST = 200
+"""Jobs in one transaction."""
+
+
+async def look(connection: Connection, about: int) -> tuple[int, list[News]]:
+    """Look at jobs that have waited for as long as a rung says; how many that were, and their news."""
+    found = await connection.fetch(statement("looked_at"), about, MOST)
+    return len(found), await _decide(connection, found)
+
+
+async def refuse(connection: Connection, gate: str, after: int) -> tuple[int | None, list[News]]:
+    """Let go, or refuse, those who wait for a gate that was closed, from a number on; where to go on.
+
+    Whoever is left, should this process die, is refused when a claim comes to its line.
+    """
+    found = await connection.fetch(statement("waiting_at"), gate, MOST, after)
+    news = await _decide(connection, found)
+    return (found[-1]["id"] if len(found) == MOST else None), news
+
+
+async def _decide(connection: Connection, found: Sequence[Record]) -> list[News]:
+    """Let jobs take rungs that help, and refuse those who are left at a closed gate, by and by."""
+    if not found:
+        return []
+    locked = await Locked.these(connection, {row["tenant"] for row in found})
+    settlement = Settlement(locked, await locked.time(connection))
+    jobs = [row["id"] for row in found]
+    aside, news = await step_aside(connection, locked, jobs, settlement.now)
+    for row in await connection.fetch(statement("waiting"), jobs):
+        gate = locked.gates[row["gate"]]
+        if gate.closed_until is not None and row["id"] not in aside and row["id"] != gate.probe_id:
+            wait = gate.wait_of_refused(gate.opens, settlement.now)
+            settlement.withdraw(row, FAILED, str(Reason.SPEND_LIMIT), settlement.now, str(wait))
+    await settlement.save(connection)
+    return news
