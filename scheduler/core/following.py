@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler.core.account import shape_of
+from scheduler.core.account import UNLIMITED, shape_of
 from scheduler.core.entry import WAITING, Entry
 from scheduler.core.gate import RAMP_FULL, SPREAD, Gate
 from scheduler.core.limits import limits_of, named
@@ -116,7 +116,10 @@ class Following(Settling):
                 self._open(gate, now)
             return
         if gate.cut:
-            most = min(gate.shape.concurrency, self.root.shape.concurrency)
+            # Where there is no bound, twice as many as there were before it was short bind nobody.
+            bound = gate.shape.concurrency
+            bound = 2 * max(GENTLE, gate.cut_from) if bound >= UNLIMITED else bound
+            most = min(bound, self.root.shape.concurrency)
             self._allow(gate, gate.shape.concurrency if gate.slots + 1 >= most else gate.slots + 1, now)
         if gate.ramp < RAMP_FULL and now - gate.ramped_at >= RAMP_STEP:
             gate.ramp, gate.ramped_at = gate.ramp + 1, now
@@ -125,6 +128,8 @@ class Following(Settling):
     def _shrink(self, gate: Gate, since: int, now: int) -> None:
         """Take slots away: the upstream is short. A call from before the last time takes only its own."""
         gate.failures += 1
+        if not gate.cut:
+            gate.cut_from = gate.running
         slots = min(gate.slots, max(GENTLE, gate.running))
         if since < gate.cut_at:
             fewer = slots - 1

@@ -42,7 +42,8 @@ class Gate(Account):
     whose head is a continuation and brings its slot along. `backlog` sums the waiting jobs' amounts in the
     gate's units; `lines` counts the tenants that have a line here, `crowd` sums their weights.
 
-    The rest follows the upstream. `cut`: slots that are withheld while it is short, since `cut_at`;
+    The rest follows the upstream. `cut`: slots that are withheld while it is short, since `cut_at`, and from
+    so many that were in use then, `cut_from`;
     `failures`: failed calls since the last one that it accepted. `told`: limits that it named, permits per
     minute. `ramp`: the part of the limits that is used while growth is slowed down, in `RAMP_FULL` parts,
     since `ramped_at`. `refused`: by the time for which somebody had to wait who was refused here, what the
@@ -56,6 +57,7 @@ class Gate(Account):
         "crowd",
         "cut",
         "cut_at",
+        "cut_from",
         "eligible",
         "failures",
         "fair",
@@ -89,6 +91,7 @@ class Gate(Account):
         self.cut = self.failures = 0
         self.refused: dict[int, int] = {}
         self.cut_at = now
+        self.cut_from = 0
         self.told: dict[str, int] = {}
         self.ramp, self.ramped_at = RAMP_FULL, now
         self.closed_until: int | None = None

@@ -20,6 +20,7 @@ from scheduler.core.outlook import Ahead, expect, refuse, run_to
 from scheduler.core.policy import Outlook, Reason, Refusal, decide
 from scheduler.core.quota import Cost, Quota, Usage
 from scheduler.core.schedule import CATCH_UP
+from scheduler.core.shared import SharedGate
 from scheduler.core.stored import StoredJob, TenantState
 from scheduler.core.tenant import Tenant
 
@@ -260,7 +261,9 @@ def move(state: TenantState, now: int) -> None:
         state.due_by(now)
 
 
-def requota(state: TenantState, quota: Quota, now: int, line: Sequence[StoredJob]) -> list[StoredJob]:
+def requota(
+    state: TenantState, quota: Quota, now: int, line: Sequence[StoredJob], gates: Mapping[str, SharedGate]
+) -> list[StoredJob]:
     """Change the limits: levels are kept. Returns the jobs that can never fit any more, refused."""
     tenant, shape = state.tenant(), shape_of(quota)
     state.echoes = {
@@ -277,5 +280,9 @@ def requota(state: TenantState, quota: Quota, now: int, line: Sequence[StoredJob
         if not job.paid and job.refusal is None:
             state.add_work(job.cost, 1)
     state.waiting -= len(gone)
+    for job in gone:
+        if job.gate in gates:
+            gates[job.gate].count(job.cost, -1)
+            gates[job.gate].leave(state)
     move(state, now)
     return gone

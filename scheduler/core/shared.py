@@ -9,6 +9,7 @@ from scheduler.core.account import Amounts, shape_of
 from scheduler.core.agenda import Agenda
 from scheduler.core.entry import RUNNING
 from scheduler.core.fairness import fair_cost, weighted
+from scheduler.core.following import NEVER
 from scheduler.core.gate import COUNTED, Gate, Turn
 from scheduler.core.limits import limits_of
 from scheduler.core.policy import Policy
@@ -22,6 +23,7 @@ PLAIN = (
     "closed_until",
     "cut",
     "cut_at",
+    "cut_from",
     "failures",
     "ramp",
     "ramped_at",
@@ -45,7 +47,8 @@ class SharedGate(Gate):
     keeps the lines counts them.
 
     While lines are here, `calling` holds those whose head runs elsewhere, and needs a slot of the gate only;
-    in a `crowded` one they pass those that lack a worker, and at most `left` of them go. For those who want
+    in a `crowded` one they pass those that lack a worker. `limit`: the last turn up to which all are here who
+    stand; None if all are. For those who want
     to join: the turns of the first of these `heads`, and how many lines are `coming`, since something of them
     is due.
     """
@@ -58,7 +61,7 @@ class SharedGate(Gate):
         "crowded",
         "due",
         "heads",
-        "left",
+        "limit",
         "probe_id",
         "processed",
         "stood",
@@ -73,7 +76,7 @@ class SharedGate(Gate):
         self.calls: int | None = None
         self.calling: Agenda[Turn] = Agenda()
         self.crowded = False
-        self.left = COUNTED
+        self.limit: tuple[int, int] | None = None
         self.probe_id: int | None = None
         self.coming = self.stood = 0
         self.heads: Sequence[tuple[int, int]] = ()
@@ -163,12 +166,15 @@ class SharedGate(Gate):
             charged, real = self.shape.amounts(job.cost), self.shape.amounts(usage)
             moves = moves or charged != real
             self.give_back(tuple(c - r for c, r in zip(charged, real, strict=True)))
-            self.correct(state, job, usage)
-        if self.probe_id == job.sequence:
-            # It ended without a word about the limit: the next one may ask.
-            self.probe_id, self.closed_until, moves = None, now, True
+            self.correct(state, job, usage, now)
         if moves:
             self.move(now)
+        self.give_up(job.sequence, now)
+
+    def give_up(self, job: int, now: int) -> None:
+        """A job is over; if it was to probe, it did so without a word about the limit: the next one may."""
+        if self.probe_id == job:
+            self.probe_id, self.closed_until, self.paused_until = None, now, NEVER
 
     def move(self, now: int) -> None:
         """Something changed for those who stand here: nobody passes before it did."""
@@ -176,14 +182,15 @@ class SharedGate(Gate):
         if self.lines:
             self.due_by(now)
 
-    def correct(self, state: TenantState, job: StoredJob, usage: Usage) -> None:
-        """Replace a grant's cost by what was used, in the tenant's finish tag."""
+    def correct(self, state: TenantState, job: StoredJob, usage: Usage, now: int) -> None:
+        """Replace a grant's cost by what was used, in the tenant's finish tag; its head gets another turn."""
         line = state.line(self.name)
         if job.period and job.period == line.period == self.fair.period:
             step = -self._step(state, job.cost)
             if usage != NOTHING:  # one that did not begin owes nothing
                 step += self._step(state, usage)
             line.finish = max(0, line.finish + step)
+            line.move(now)
 
     def owes(self, state: TenantState) -> bool:
         """Whether forgetting the tenant would change who is served next."""
@@ -233,7 +240,7 @@ class SharedGate(Gate):
     @property
     def backlogged(self) -> bool:
         """Whether anybody eligible waits here."""
-        return super().backlogged or self.calling.first() is not None
+        return self.limit is not None or super().backlogged or self.calling.first() is not None
 
 
 def granted(gate: str, row: Any, cost: Cost) -> StoredJob:

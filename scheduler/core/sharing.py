@@ -49,9 +49,9 @@ def outlook(  # noqa: PLR0917 - rows, as they are loaded
         return Outlook(0, now, now, Reason.STRICT), None
     found, run = _look(job, now, Ahead(ahead, state.waiting, parked))
     if gate.closed_until is not None:
-        if now < gate.closed_until or job.holder is not None:
+        if parked or not _knocks(state, gate, job, now):
             return found, Refusal(Reason.SPEND_LIMIT, gate.wait_of_refused(gate.opens, now))
-        found = found._replace(expected=found.promised)  # a probe
+        return Outlook(0, now, now, Reason.STRICT), None
     if found.expected <= now and (job.expires is None or job.expires > now):
         return found, None
     full = job.holder is None and waiting - continuations >= job.policy.max_queue
@@ -77,6 +77,16 @@ def starts(state: TenantState, gate: SharedGate, job: StoredJob, now: int) -> bo
     if any(_stands_before(line, gate, job, now) for line in state.lines.values()):
         return False
     return not gate.heads or (gate.fair.start(tenant.name), job.key) < gate.heads[0]
+
+
+def _knocks(state: TenantState, gate: SharedGate, job: StoredJob, now: int) -> bool:
+    """Whether a job may probe a gate that is closed."""
+    if gate.closed_until is None or now < gate.closed_until or job.holder is not None:
+        return False
+    paused, gate.paused_until = gate.paused_until, now
+    startable = starts(state, gate, job, now)
+    gate.paused_until = paused
+    return startable
 
 
 def _stands_before(line: LineState, gate: SharedGate, job: StoredJob, now: int) -> bool:

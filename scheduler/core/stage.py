@@ -9,12 +9,12 @@ decision goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from scheduler.core.agenda import Calendar
 from scheduler.core.claims import runs_elsewhere
 from scheduler.core.engine import Engine
-from scheduler.core.entry import REFUSED, WAITING, Entry
+from scheduler.core.entry import REFUSED, RUNNING, WAITING, Entry
 from scheduler.core.ledger import PATIENCE
 from scheduler.core.line import Line
 from scheduler.core.policy import Cause, Reason, Refusal
@@ -45,8 +45,8 @@ class Events(Calendar[Event]):
 class Stage(Engine):
     """The engine, from `begin` on, for somebody with so many `slots` for jobs.
 
-    `partial`: the lines that go on behind their last loaded job. What a store keeps of a gate and does not
-    change by a grant (its `backlog`, and who has lines) is not looked after here.
+    `partial`: of the lines that go on behind their last loaded job, the key of that. What a store keeps of a
+    gate and does not change by a grant (its `backlog`, and who has lines) is not looked after here.
     """
 
     bounded = True
@@ -58,7 +58,7 @@ class Stage(Engine):
         gates: Mapping[str, SharedGate],
         tenants: Mapping[str, Tenant],
         slots: int,
-        partial: Collection[Name],
+        partial: Mapping[Name, int],
     ) -> None:
         super().__init__(begin, lambda _: Quota(), {}, max(1, slots))
         self.max_waiting = 1 << 62
@@ -84,9 +84,19 @@ class Stage(Engine):
         for tenant in self.tenants.values():
             if tenant.lines:
                 self._place_all(tenant, self.begin)
-        self.touched.update(dict.fromkeys(self.gates.values()))
-        self._flush(self.begin, now)
+        slots, short = self.root.free, any(gate.stuck is not None for gate in self.shared.values())
+        if short:  # no worker had any left: those that are there now were not there before
+            self.root.free = 0
+        self._look_everywhere(self.begin, now)
         self._advance(now)
+        if short and slots and self.events.stopped is None:
+            self.root.free = slots
+            self._look_everywhere(now, now)
+            self._advance(now)
+
+    def _look_everywhere(self, time: int, now: int) -> None:
+        self.touched.update(dict.fromkeys(self.gates.values()))
+        self._flush(time, now)
 
     # --- who comes in -------------------------------------------------------------------------------
 
@@ -153,16 +163,17 @@ class Stage(Engine):
         gate = self.shared[line.gate.name]
         job = front.holder is None and not runs_elsewhere(front)
         if job and self.root.free <= 0:
+            # Whoever needs none does not pass it, until it has waited for one for a while.
             gate.stuck = time if gate.stuck is None else gate.stuck
-        elif (line.tenant.name, gate.name) not in self.partial or front.holder is not None or line.size > 1:
-            if job:
-                gate.stuck = None
-                return False
-            gate.left -= 1
-            if gate.left >= 0:
-                return False
-        self.events.stopped = time
-        return True
+            return True
+        last = self.partial.get((line.tenant.name, gate.name))
+        beyond = last is not None and front.holder is None and front.key >= last
+        if beyond or (gate.limit is not None and line.placed is not None and line.placed[:2] > gate.limit):
+            self.events.stopped = time  # somebody who was not loaded may go before the next one
+            return True
+        if job:
+            gate.stuck = None
+        return False
 
     def _pass(self, line: Line, time: int, now: int) -> bool:
         return False  # the short ways know no bounds
@@ -194,23 +205,27 @@ class Stage(Engine):
         pass
 
 
+def is_crowded(gate: SharedGate, slots: int, now: int) -> bool:
+    """Whether those who need no worker pass those who have waited for one for a while."""
+    return slots <= 0 and gate.stuck is not None and gate.stuck + PATIENCE <= now
+
+
 def claim(
     gates: Mapping[str, SharedGate],
     states: Mapping[str, TenantState],
     jobs: Sequence[StoredJob],
     slots: int,
     now: int,
-    partial: Collection[Name],
+    partial: Mapping[Name, int],
 ) -> list[StoredJob]:
     """Grant what can pass by `now`, at most `slots` jobs; what moved, in order: granted, expired or refused.
 
     `jobs`: the first ones of each line of the tenants in `states`, those whose backoff is over, and all
-    continuations. Callers that run elsewhere take none of the slots; of these, and of continuations, a gate
-    lets as many go as its `left` says.
+    continuations. Callers that run elsewhere take none of the slots. The gates know their `limit`.
     """
     begin = max(gate.processed for gate in gates.values())
     for gate in gates.values():
-        gate.crowded = slots <= 0 and gate.stuck is not None and gate.stuck + PATIENCE <= now
+        gate.crowded = is_crowded(gate, slots, now)
         gate.here(states.values())
     kept = {gate.name: (list(gate.backlog), gate.lines, gate.crowd) for gate in gates.values()}
     tenants = {name: state.tenant() for name, state in states.items()}
@@ -242,6 +257,8 @@ def _leave(gate: SharedGate, state: TenantState, job: StoredJob) -> None:
         state.add_work(job.cost, -1)
     gate.count(job.cost, -1)
     gate.leave(state)
+    if job.state is not RUNNING:
+        gate.give_up(job.sequence, job.since)
 
 
 def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, partial: bool) -> None:
@@ -268,10 +285,12 @@ def _when(gate: SharedGate, end: int) -> None:
     """When somebody can pass at the earliest, and when one can who needs no worker."""
     gate.due = gate.calls = None
     gate.crowded = False
-    if gate.eligible.first() is None:
+    if gate.eligible.first() is None and gate.limit is None:
         gate.stuck = None
     turn = gate.turn(gate.free > 0)
     if turn is None or turn[2].front is None:
+        if gate.limit is not None and gate.free > 0:
+            gate.due = gate.calls = end  # all who were loaded are gone
         return
     gate.due = _ready(gate, turn[2], end)
     calls = [head for head in (gate.holding.first(), gate.calling.first() if gate.free > 0 else None) if head]

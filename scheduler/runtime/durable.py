@@ -250,7 +250,7 @@ class DurableScheduler(Gated):
     def _continue(self, run: Turn) -> Grant:
         """A grant for a later message of a run: by its key, in its slot, and not strict."""
         run.calls += 1
-        request = self._request(run.tenant, "message")
+        request = self._request(run.tenant, "message", gate=run.gate or None)
         policy = Policy() if request.policy.max_wait == 0 else request.policy
         holder = Holder(run.sequence, run.tries, run.calls)
         grant = StoredGrant.of(self, replace(request, policy=policy, holder=holder))

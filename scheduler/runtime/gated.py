@@ -40,6 +40,8 @@ class Gated(Watching):
     def _gate_for(self, gate: str | None) -> str | None:
         """The gate that is meant, of those that are in the store; None where there is none."""
         known = self.store.hearing.gates or self._declared
+        if gate is None and len(self._declared) == 1:
+            return next(iter(self._declared))
         if (gate is None and len(known) < 2) or not (gate or known):
             return next(iter(known), None)
         if (gate or UNNAMED) not in known:

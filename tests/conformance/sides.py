@@ -28,11 +28,11 @@ LONG = 10_000 * NS
 """What drains any line that is drained by time alone."""
 
 
-def to_the_end(ops: Sequence[Op], rounds: int = 2) -> list[Op]:
+def to_the_end(ops: Sequence[Op], rounds: int = 2, long: int = LONG) -> list[Op]:
     """A script, and then all that runs ends, and all that waits may go."""
     offers = sum(op.kind in {"offer", "chain"} for op in ops)
     ends = [Op("settle", pick=job) for job in range(offers)]
-    return [*ops, *([Op("advance", gap=LONG), *ends] * rounds), Op("advance", gap=LONG)]
+    return [*ops, *([Op("advance", gap=long), *ends] * rounds), Op("advance", gap=long)]
 
 
 def in_memory(quotas: Quotas, ops: Sequence[Op], gates: Mapping[str, Upstream] | None = None) -> Record:
@@ -50,12 +50,13 @@ async def same(
     slots: int = 100,
     processes: Sequence[Claimer] = (),
     gates: Mapping[str, Upstream] | None = None,
+    long: int = LONG,
 ) -> Record:
     """Play a script to the end on both sides; they must do the same. Returns what they did.
 
     `processes`: those that claim, instead of so many `claimers` in this process. `gates`: that all share.
     """
-    script = to_the_end(ops)
+    script = to_the_end(ops, long=long)
     expected = in_memory(quotas, script, gates)
     async with opened(dsn, connections=claimers + 1) as store:
         await store.hearing.declare(gates or {})

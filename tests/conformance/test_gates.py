@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.policy import Policy, Rung
@@ -119,9 +119,9 @@ async def test_gates_follow_their_upstreams_alike(
     await same(dsn, quotas, script, gates=gates)
 
 
-@few
+@settings(few, max_examples=15)
 @given(quotas=three, gates=both, script=scripts("xy", policies=ladders))
 async def test_ladders_lead_alike(
     dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
 ) -> None:
-    await same(dsn, quotas, script, gates=gates)
+    await same(dsn, quotas, script, gates=gates, long=60 * NS)

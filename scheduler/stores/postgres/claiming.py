@@ -64,29 +64,64 @@ class Claimed(NamedTuple):
         )
 
 
-async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
-    """Grant at most `slots` jobs for `lease` nanoseconds. None if nothing was due `about` now."""
+async def claim(
+    connection: Connection, worker: str, slots: int, about: int, lease: int, gates: str | None = None
+) -> Claimed | None:
+    """Grant at most `slots` jobs for `lease` nanoseconds. None if nothing was due `about` now.
+
+    `gates`: those that are locked, as JSON; others of a session may have to pass one.
+    """
     found = await connection.fetch(DUE, about + AHEAD, None, min(slots, TENANTS), slots, JOBS)
-    return await _decide(connection, found, worker, slots, JOBS, lease) if found else None
+    if not found:
+        return None
+    locked = await _locked(connection, found, gates)
+    return await _decide(connection, found, locked, worker, slots, JOBS, lease)
 
 
 async def claim_callers(
-    connection: Connection, home: str, tenants: Sequence[str], about: int, lease: int
+    connection: Connection,
+    home: str,
+    tenants: Sequence[str],
+    about: int,
+    lease: int,
+    gates: str | None = None,
 ) -> Claimed | None:
     """Grant callers of some tenants that run their own work, wherever they do. None if nothing was due.
 
     A job is not passed: whoever stands behind one that is due waits until a worker has taken it.
     """
     found = await connection.fetch(DUE, about + AHEAD, tenants, TENANTS, TENANTS * CALLERS, CALLERS)
-    return await _decide(connection, found, home, 0, CALLERS, lease) if found else None
+    if not found:
+        return None
+    locked = await _locked(connection, found, gates)
+    return await _decide(connection, found, locked, home, 0, CALLERS, lease)
 
 
-async def _decide(
-    connection: Connection, found: Sequence[Record], worker: str, slots: int, longest: int, lease: int
+async def lock_gates(connection: Connection) -> str | None:
+    """Lock all gates, which comes before tenants; their rows, as JSON."""
+    (row,) = await connection.fetch(statement("lock_tenants"), [])
+    text: str | None = row["gates"]
+    return text
+
+
+async def _locked(connection: Connection, found: Sequence[Record], gates: str | None) -> Locked:
+    locked = Locked((rows.read_tenant(row) for row in found if row["id"] is None), rows.read_gates(gates))
+    if locked.gates:
+        await locked.add_lines(connection)
+    return locked
+
+
+async def _decide(  # noqa: PLR0917 - what one transaction knows
+    connection: Connection,
+    found: Sequence[Record],
+    locked: Locked,
+    worker: str,
+    slots: int,
+    longest: int,
+    lease: int,
 ) -> Claimed:
     """Let the core grant over the first jobs of the lines of locked tenants, and save that."""
     heads = [row for row in found if row["id"] is None]
-    locked = Locked(map(rows.read_tenant, heads))
     states, most = list(locked.states.values()), heads[0]["most"]
     now = locked.not_before(heads[0]["now"])
     jobs, back = _read(found[len(heads) :], most, longest)

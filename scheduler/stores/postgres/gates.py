@@ -40,6 +40,7 @@ async def declare(connection: Connection, upstreams: Mapping[str, Upstream]) -> 
         elif rows.write_upstream(gate.upstream) != given:
             gate.upstream = upstream
             gate.reshape(shape_of(limits_of(gate)), now)
+            gate.free, gate.cut, gate.failures = gate.free + gate.cut, 0, 0
             await connection.execute("update waitline.gate set given = $2 where name = $1", name, given)
             changed.append(name)
     await _follow(connection, locked, changed, now)
@@ -87,7 +88,6 @@ async def _follow(connection: Connection, locked: Locked, changed: Sequence[str]
         (amounts,) = await connection.fetch(statement("backlog"), name)
         units = zip(gate.shape.limits, gate.shape.units, strict=True)
         gate.backlog = [amounts[index] * unit for index, unit in units]
-        gate.stood = 0  # nobody stands there until it is looked at again: see `stir_lines`
     before = locked.sooner()
     await locked.save_gates(connection)
     if changed:

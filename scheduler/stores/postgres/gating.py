@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncpg import Connection
@@ -18,11 +18,19 @@ from scheduler.stores.postgres.locked import Locked
 LINES = 200
 """Lines of which something is due in one transaction."""
 
+HEADS = 64
+"""Jobs that stand at a gate and are granted in one transaction; there are more after that."""
+
 
 async def claim(connection: Connection, worker: str, slots: int, about: int, lease: int) -> Claimed | None:
     """Grant at most `slots` jobs, and callers that can pass. None if nothing was due `about` now."""
     text = await connection.fetchval(
-        "select waitline.gate_lines($1, $2, $3, $4, $5)", about + AHEAD, slots, CALLERS, LINES, JOBS
+        "select waitline.gate_lines($1, $2, $3, $4, $5)",
+        about + AHEAD,
+        min(slots, HEADS),
+        CALLERS,
+        LINES,
+        JOBS,
     )
     if text is None:
         return None
@@ -38,12 +46,14 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
             locked.states[job.tenant].add_work(job.cost, 1)
     now = locked.not_before(found["now"])
     end = now if found["latest"] is None else min(now, found["latest"])
-    for gate in locked.gates.values():
-        gate.left = CALLERS
+    _limit(locked, min(slots, HEADS), now)
     moved = stage.claim(locked.gates, locked.states, jobs, slots, end, _partial(jobs, found["each"]))
     _come_back(locked, tenants)
+    sooner = locked.sooner()
     claimed = await save(connection, locked, moved, back, worker, now, lease)
     await tell(connection, moved, worker)
+    if sooner is not None:
+        await connection.execute("select pg_notify('waitline_due', $1)", sooner)
     first = locked.first_due()
     return claimed._replace(more=found["latest"] is not None or (first is not None and first <= now))
 
@@ -57,10 +67,27 @@ def _read(row: Mapping[str, Any]) -> StoredJob:
     return job
 
 
-def _partial(jobs: Sequence[StoredJob], each: int) -> Collection[tuple[str, str]]:
-    """The lines that go on behind their last loaded job."""
-    loaded = Counter((job.tenant, job.gate) for job in jobs if job.holder is None and not job.parked)
-    return {name for name, number in loaded.items() if number >= each}
+def _partial(jobs: Sequence[StoredJob], each: int) -> Mapping[tuple[str, str], int]:
+    """The lines that go on behind their last loaded job, and the key of that."""
+    lines: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for job in jobs:
+        if job.holder is None and not job.parked:
+            lines[job.tenant, job.gate].append(job.key)
+    return {name: max(keys) for name, keys in lines.items() if len(keys) >= each}
+
+
+def _limit(locked: Locked, slots: int, now: int) -> None:
+    """Tell gates up to which turn all are here who stand there: so many that need a worker, and of others."""
+    stand: dict[tuple[str, bool], list[tuple[int, int]]] = defaultdict(list)
+    for state in locked.states.values():
+        for line in state.lines.values():
+            if line.start is not None and line.front is not None:
+                stand[line.gate, line.calls].append((line.start, line.front))
+    for name, gate in locked.gates.items():
+        limits = [sorted(stand[name, True])[CALLERS]] if len(stand[name, True]) > CALLERS else []
+        if len(stand[name, False]) > slots and not stage.is_crowded(gate, slots, now):
+            limits.append(sorted(stand[name, False])[slots])
+        gate.limit = min(limits, default=None)
 
 
 def _come_back(locked: Locked, tenants: Sequence[Mapping[str, Any]]) -> None:

@@ -69,7 +69,10 @@ class Hearing:
     def shut_until(self, gate: str, job: int) -> int | None:
         """Until when a call must not begin although it was granted: the gate was closed since."""
         known = self.gates.get(gate)
-        return None if known is None or known.probe_id == job else known.closed_until
+        if known is None or known.closed_until is None or known.probe_id == job:
+            return None
+        # After that time nobody is granted but a probe, of which this process may not know yet.
+        return known.closed_until if known.closed_until > self._store.about() else None
 
     # --- hearing --------------------------------------------------------------------------------------------
 

@@ -122,14 +122,14 @@ class Home(Leaving):
             self._tell(() if claimed is None else claimed.callers)
 
     async def _claim(self, connection: Connection, tenants: Sequence[str]) -> Claimed | None:
-        about = self._store.about()
-        claimed = await claiming.claim_callers(connection, self.name, tenants, about, self._lease_ns)
+        about, passed, locked = self._store.about(), None, None
+        if self._hearing.gates:  # whose locks come before those of tenants
+            passed = await gating.claim(connection, self.name, 0, about, self._lease_ns)
+            locked = await claiming.lock_gates(connection)
+        claimed = await claiming.claim_callers(connection, self.name, tenants, about, self._lease_ns, locked)
         if claimed is not None:
             self._dues.note(claimed.blocked)
-        if self._hearing.gates:
-            passed = await gating.claim(connection, self.name, 0, about, self._lease_ns)
-            claimed = passed if claimed is None else claimed.beside(passed)
-        return claimed
+        return passed if claimed is None else claimed.beside(passed)
 
     def give_back(self, caller: int, tenant: str) -> None:
         """A caller wants no more of it: it leaves its line, or gives back all that it was granted."""

@@ -14,6 +14,7 @@ from scheduler.core.shared import SharedGate
 from scheduler.core.stored import LineState, TenantState
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import Unreached
 
 
 class Locked:
@@ -22,8 +23,12 @@ class Locked:
     def __init__(self, states: Iterable[TenantState], gates: Iterable[SharedGate] = ()) -> None:
         self.states = {state.name: state for state in states}
         self.gates = {gate.name: gate for gate in gates}
-        self._due = self._dues()
         self._stirred: set[str] = set()
+        self._note()
+
+    def _note(self) -> None:
+        """This is how they are in the database."""
+        self._due = self._dues()
         self._gates = {name: rows.write_gate(gate) for name, gate in self.gates.items()}
         self._lines = {(line.tenant, line.gate): astuple(line) for line in self._all_lines()}
 
@@ -35,6 +40,7 @@ class Locked:
         found = [((name, ""), state.due) for name, state in self.states.items()]
         found += [((line.tenant, line.gate), line.due) for line in self._all_lines()]
         found += [(("", name), gate.due) for name, gate in self.gates.items()]
+        found += [((" calls", name), gate.calls) for name, gate in self.gates.items()]
         return {key: due for key, due in found if due is not None}
 
     @classmethod
@@ -90,8 +96,19 @@ class Locked:
         return str(min(due)) if due else None
 
     def gate_of(self, name: str | None) -> SharedGate | None:
-        """The gate of a job, if it passes one."""
-        return None if not name else self.gates[name]
+        """The gate of a job, if it passes one. Raises `Unreached` for one that is not locked."""
+        if not name:
+            return None
+        if name not in self.gates:
+            raise Unreached(f"gate {name!r} was made since the locks were taken")
+        return self.gates[name]
+
+    async def add_lines(self, connection: Connection) -> None:
+        """Know the lines of the tenants, which are locked like all gates."""
+        found = await connection.fetch(statement("lines_of"), sorted(self.states))
+        for row in found:
+            self.states[row["tenant"]].lines = rows.read_lines(row["lines"])
+        self._note()
 
     def enter(self, state: TenantState, name: str | None, cost: Cost, paid: bool, now: int) -> None:
         """Let a job in that belongs to the tenant's line, at that gate or where none is, already."""
@@ -124,6 +141,7 @@ class Locked:
                 *(zip(*gates, strict=True) if gates else ([], [], [], [], [])),
                 *(zip(*lines, strict=True) if lines else ([], [], [], [], [], [], [], [], [], [])),
             )
+        self._note()
 
     def first_due(self) -> int | None:
         """When something is due at the earliest: of these tenants, their lines, or a gate."""

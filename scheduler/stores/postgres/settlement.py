@@ -122,7 +122,7 @@ class Settlement:
         job = granted(gate.name, row, rows.cost_of(*row["cost"]))
         if not row["deferred"]:
             if ending.refused:
-                gate.correct(state, job, NOTHING)
+                gate.correct(state, job, NOTHING, self.now)
                 job.period = 0
             gate.settle(state, job, ending.usage, self.now, learn=not ending.refused)
         gate.join(state, self.now, first=False)
@@ -141,26 +141,25 @@ class Settlement:
                 tenant.add_work(cost, -1)
             if gate is not None:
                 gate.count(cost, -1)
-            ledger.move(tenant, at)
-            self.locked.stir(row["tenant"])
         if gate is not None:
             gate.leave(tenant)
+            gate.give_up(row["id"], at)
+        if row["place"] is not None:
+            ledger.move(tenant, at)
+            self.locked.stir(row["tenant"])
         self.leave(row, state, why, kind, at)
 
     def requota(self, tenant: str, quota: Quota, line: Sequence[Record]) -> None:
         """Change a tenant's limits; those of its jobs in line that can never fit any more fail."""
         state, jobs = self.locked.states[tenant], {row["id"]: row for row in line}
         share = state.shape.share
-        gone = ledger.requota(state, quota, self.now, [rows.read_job(row) for row in line])
+        jobs_in_line = [rows.read_job(row) for row in line]
+        gone = ledger.requota(state, quota, self.now, jobs_in_line, self.locked.gates)
         for own in state.lines.values():
             if own.waiting:
                 self.locked.gates[own.gate].crowd += state.shape.share - share
         for job in gone:
             self.leave(jobs[job.sequence], FAILED, why(job), kind_of(job))
-            gate = self.locked.gate_of(job.gate)
-            if gate is not None:
-                gate.count(job.cost, -1)
-                gate.leave(state)
 
     @property
     def over(self) -> list[int]:

@@ -115,7 +115,8 @@ class PostgresStore(Keeping):
             if done:
                 return claimed
         async with self._connections.transaction() as connection:
-            return await claiming.claim(connection, worker, slots, self.about(), self.lease_ns)
+            locked = await claiming.lock_gates(connection) if self.hearing.gates else None
+            return await claiming.claim(connection, worker, slots, self.about(), self.lease_ns, locked)
 
     async def claim_deferred(self, worker: str, most: int) -> list[Claim]:
         """Take at most so many deferred jobs that nobody has."""

@@ -84,12 +84,15 @@ create function waitline.lock_tenants(names text[]) returns table (
 )
     language plpgsql volatile as $$
 #variable_conflict use_column
+declare
+    known text[];
 begin
-    perform from waitline.gate order by name for update;
+    known := array(select name from waitline.gate order by name for update);
     perform from waitline.tenant where name = any(names) order by name for update;
-    -- Statements of their own, so that they see what was committed while the locks were waited for.
+    -- Statements of their own, so that they see what was committed while the locks were waited for; but for gates that
+    -- were made meanwhile, which are not locked.
     return query
-        select (select json_agg(g)::text from waitline.gate as g), null::text, null::text, null::smallint, null::text,
+        select (select json_agg(g)::text from waitline.gate as g where g.name = any(known)), null::text, null::text, null::smallint, null::text,
             null::text, null::integer, null::integer, null::bigint, null::bigint, null::text, null::text;
     return query
         select
@@ -110,22 +113,26 @@ declare
     latest bigint;
     names text[];
     each integer;
+    known text[];
     answer json;
 begin
-    perform from waitline.gate order by name for update;
+    known := array(select name from waitline.gate order by name for update);
     -- The first of an index: whether there is any that is due may be planned as a walk over all lines.
     if coalesce((select due from waitline.line where due is not null order by due limit 1), about + 1) > about
         and not exists (select from waitline.gate where due <= about)
     then
         return null;
     end if;
-    -- Those whose heads can come to stand at a gate; where there are more, not beyond the last one's time.
-    select array_agg(l.tenant), case when count(*) = lines then max(l.due) end
+    -- Those whose heads can come to stand at a gate; where there are more, all up to the time of the last one.
+    select array_agg(l.tenant), case when count(*) >= lines then max(l.due) end
     into names, latest
-    from (select tenant, due from waitline.line where due <= about order by due limit lines) as l;
-    -- Those who stand there, in fair order: one more than can go, so that it is known who would be next.
+    from (select tenant, due from waitline.line where due <= about order by due fetch first lines rows with ties) as l;
+    -- The first of those who stand there, in fair order.
     names := array(
         select unnest(names)
+        union
+        -- Later messages of runs, whoever stands before them: those may wait for the very slots that the runs hold.
+        select tenant from waitline.job where holder is not null and gate is not null and state = 0
         union
         select l.tenant
         from waitline.gate as g
@@ -140,7 +147,7 @@ begin
     each := least(longest, greatest(8, slots / greatest(1, cardinality(names))) + 2);
     select json_build_object(
         'now', clock, 'latest', latest, 'each', each,
-        'gates', (select json_agg(g) from waitline.gate as g),
+        'gates', (select json_agg(g) from waitline.gate as g where g.name = any(known)),
         'tenants', (
             select json_agg(r)
             from (

@@ -20,7 +20,7 @@ select
         (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1)
     ) as lost,
     least(
-        (select due from waitline.line where due is not null order by due limit 1), (select min(calls) from waitline.gate)
+        (select min(due) from waitline.line where tenant = any($1::text[])), (select min(calls) from waitline.gate)
     ) as gates
 from clock
 left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null and (
