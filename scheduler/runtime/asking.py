@@ -112,7 +112,10 @@ class Asking(Reports):
     def _metered(self, turn: Turn) -> tuple[Gate, Tenant | None] | None:
         """The job's gate and tenant, if one of them limits tokens."""
         gate, known = self.engine.gates[turn.gate], self.engine.tenants.get(turn.tenant)
-        metered = self._unknown if known is None else known.shape.metered
+        if known is not None:
+            metered = known.shape.metered
+        else:
+            metered = self._unknown and shape_of(self.engine.quota_of(turn.tenant)).metered
         return (gate, known) if metered or gate.shape.metered else None
 
     def reserve(self, turn: Turn, prompt: Any) -> bool:

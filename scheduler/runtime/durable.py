@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,7 +43,7 @@ class DurableScheduler(Gated):
 
     def __init__(self, *arguments: Any, store: Store, outage: Outage | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        for name in ("deferred", "estimates", "overload"):
+        for name in ("deferred", "overload"):
             if settings.get(name) is not None:
                 raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
@@ -95,7 +96,7 @@ class DurableScheduler(Gated):
         at most one job of the tenant is ever accepted under it; a second call gets the first one's result.
         Raises `JobFailed` where a handler's exception would reach the caller in process.
         """
-        return self._submit(self._request(tenant, prompt, **wishes), wishes.get("timeout"))
+        return self._submit(self._job(tenant, prompt, **wishes), wishes.get("timeout"))
 
     async def _submit(self, request: Request, timeout: float | None) -> Any:
         if self.closed:
@@ -134,12 +135,12 @@ class DurableScheduler(Gated):
         """
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        request = self._request(tenant, prompt, **wishes)
+        request = self._job(tenant, prompt, **wishes)
         if connection is None:
             accepted = await self._accept(request)
         else:
             await self.store.home.recorded(tenant)
-            accepted = await self.store.submit_in(connection, request)
+            accepted = await self._with_count(request, partial(self.store.submit_in, connection))
         return DurableTicket(self, accepted.known(tenant), committed=connection is None, new=accepted.new)
 
     async def ticket(self, job: str, *, tenant: str) -> DurableTicket:
@@ -148,6 +149,10 @@ class DurableScheduler(Gated):
         if known is None:
             raise LookupError(f"job: tenant {tenant!r} has none with id {job!r}")
         return DurableTicket(self, known)
+
+    def _job(self, tenant: str, prompt: Prompt, *, cost: Cost | None = None, **wishes: Any) -> Request:
+        request = self._request(tenant, prompt, cost=cost, **wishes)
+        return self._unpriced(request, prompt) if cost is None else request
 
     def _request(
         self,
@@ -195,6 +200,8 @@ class DurableScheduler(Gated):
     ) -> Quote:
         """What a job would get if it were submitted now. Leaves no trace."""
         request = self._request(tenant, "quote", cost=cost, priority=priority, gate=gate)
+        if cost is None:
+            request = self._unpriced(request, "", counted=0)
         found, now = await self._ask_or(request, self.store.quote, StandingIn.quote)
         wait, expected = max(0, found.promised - now), max(0, found.expected - now)
         return Quote(found.position, wait / NS, expected / NS, found.binds)
@@ -233,27 +240,29 @@ class DurableScheduler(Gated):
         if getattr(message, "deferred", False):
             return None
         held = current_turn.get()
-        runs = held is not None and held.books is self.store and held.state is GRANTED
-        if held is not None and runs and held.tenant == message.tenant:
-            if held.free_message:
-                held.free_message = False
-                return None
-            grant = self._continue(held)
+        if held is not None and (held.books is not self.store or held.state is not GRANTED):
+            held = None
+        gate = None if held is None else held.gate or None
+        if held is None or held.tenant != message.tenant:
+            held, request = None, self._request(message.tenant, "message", gate=gate)
+        elif held.free_message:
+            held.free_message = False
+            return None
         else:
-            grant = self.admit(message.tenant)
+            request = self._next_of(held, gate)
+        request = self._unpriced(request, getattr(message, "prompt", ""))
+        grant = StoredGrant.of(self, await self._counted(request))
+        grant.run = held.shadow if isinstance(held, StoredGrant) else None
         self.offer(grant)
         await self.turn(grant)
         return grant
 
-    def _continue(self, run: Turn) -> Grant:
-        """A grant for a later message of a run: by its key, in its slot, and not strict."""
+    def _next_of(self, run: Turn, gate: str | None) -> Request:
+        """A request for a later message of a run: by its key, in its slot, and not strict."""
         run.calls += 1
-        request = self._request(run.tenant, "message")
+        request = self._request(run.tenant, "message", gate=gate)
         policy = Policy() if request.policy.max_wait == 0 else request.policy
-        holder = Holder(run.sequence, run.tries, run.calls)
-        grant = StoredGrant.of(self, replace(request, policy=policy, holder=holder))
-        grant.run = run.shadow if isinstance(run, StoredGrant) else None
-        return grant
+        return replace(request, policy=policy, holder=Holder(run.sequence, run.tries, run.calls))
 
     # --- tenants ------------------------------------------------------------------------------------
 

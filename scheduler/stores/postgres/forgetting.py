@@ -36,8 +36,12 @@ async def forget_jobs(connection: Connection, tenant: str, after: int, last: int
 
 
 async def mark(connection: Connection, tenant: str) -> None:
-    """Have a tenant's row looked at later: it goes once its buckets are full and it has no jobs."""
+    """Have a tenant's row looked at later: it goes once its buckets are full and it has no jobs.
+
+    What was learned of it goes now, under its lock, and what its last jobs teach goes with the row.
+    """
     await connection.execute("update waitline.tenant set forgotten = 0 where name = $1", tenant)
+    await connection.execute("delete from waitline.learned where tenant = $1", tenant)
 
 
 async def drop_tenants(connection: Connection, about: int, keep: int) -> int:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from asyncpg import Connection, Record
 
-from scheduler.core import ledger
+from scheduler.core import learning, ledger
 from scheduler.core.entry import EXPIRED
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, Quota
 from scheduler.core.shared import granted
 from scheduler.core.stored import StoredJob
-from scheduler.stores.postgres import rows
+from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import CANCELLED, FAILED, Again, Ended
@@ -53,6 +53,8 @@ class Settlement:
     """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
     """(tenant, session) of the jobs that ended, and when they did."""
+    lessons: list[estimating.Lesson] = field(default_factory=list)
+    """From what jobs used whose cost was an estimate."""
 
     def end(self, row: Record, ending: Ended) -> None:
         """A try that is over for good."""
@@ -63,6 +65,9 @@ class Settlement:
         gate = self.locked.gate_of(row["gate"])
         if gate is not None:
             gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
+        counted, usage = row["counted"], ending.usage
+        if counted is not None and usage is not None and learning.teaches(usage):
+            self.lessons.append(estimating.Lesson(state.name, estimating.name_of(gate), counted, usage))
         self.leave(row, ending.state, ending.result, ending.kind)
 
     def leave(
@@ -166,6 +171,7 @@ class Settlement:
             self.left,
         )
         await self.locked.save_gates(connection)
+        await estimating.learn(connection, self.lessons)
 
 
 async def unpark(

@@ -15,11 +15,11 @@ from scheduler.core.policy import Outlook
 from scheduler.core.shared import SharedGate
 from scheduler.core.stored import StoredJob, TenantState
 from scheduler.errors import refused
-from scheduler.stores.postgres import rows
+from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.locked import Locked, configured
 from scheduler.stores.postgres.opened import Quotas
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Accepted, Request
+from scheduler.stores.values import Accepted, Request, Uncounted
 
 _key = attrgetter("key")
 
@@ -138,6 +138,7 @@ class Batch:
             found, refusal = sharing.outlook(state, gate, job, now, *known_there)
         if refusal is not None:
             return refused(request.tenant, refusal)
+        cost = None if request.unpriced is None else request.cost
         job.promised = found.promised
         if gate is None:
             ledger.join(state, job, now, outside=parked > 0)
@@ -150,7 +151,7 @@ class Batch:
             insort(line, job, key=_key)
         self._saved.append((request, job, parked > 0))
         start = found.promised, found.expected
-        accepted = Accepted(job.sequence, found.position, now, *start, job.expires or 0)
+        accepted = Accepted(job.sequence, found.position, now, *start, job.expires or 0, cost=cost)
         if request.key is not None and digest is not None:
             self._keys[request.tenant, request.key] = digest, accepted._replace(new=False)
         return accepted
@@ -185,6 +186,7 @@ class Batch:
             [None if job.holder is None else job.holder.sequence for _, job, _ in saved],
             [None if job.holder is None else job.holder.calls for _, job, _ in saved],
             [job.gate or None for _, job, _ in saved],
+            [estimating.counted_of(request.unpriced) for request, _, _ in saved],
         )
         await self._locked.save_gates(self._connection)
 
@@ -196,6 +198,14 @@ def gate_for(gates: Mapping[str, SharedGate], name: str | None) -> SharedGate | 
     if name is None or name not in gates:
         raise ValueError(f"gate: must be one of {sorted(gates)}, got {name!r}")
     return gates[name]
+
+
+def _gate_or_none(gates: Mapping[str, SharedGate], name: str | None) -> SharedGate | None:
+    """The gate that a request is for, or none: that it names no good one is answered by its judgement."""
+    try:
+        return gate_for(gates, name)
+    except ValueError:
+        return None
 
 
 async def see_heads(connection: Connection, gates: Mapping[str, SharedGate], now: int) -> None:
@@ -227,7 +237,11 @@ async def submit(
     if quotas is not None:
         for state in locked.states.values():
             quotas.see(state.name, state.quota)
-    return await Batch(connection, requests, locked).judge()
+    asked = await estimating.priced(
+        connection, [(r, locked.states[r.tenant], _gate_or_none(locked.gates, r.gate)) for r in requests]
+    )
+    judged = iter(await Batch(connection, [r for r in asked if isinstance(r, Request)], locked).judge())
+    return [each if isinstance(each, Uncounted) else next(judged) for each in asked]
 
 
 async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]:
@@ -242,12 +256,15 @@ async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]
         now = max(row["now"], state.as_of)
     found = await connection.fetch(statement("waiting_lines"), [request.tenant]) if state.waiting else []
     line = [rows.read_job(row) for row in found]
-    job = StoredJob(request.tenant, 1 << 39, now, request.policy, request.cost)
-    job.want(head_start=request.head_start)
     state.echoes = {}
     rows_of_gates = await connection.fetchval("select json_agg(g)::text from waitline.gate as g")
     gates = {gate.name: gate for gate in rows.read_gates(rows_of_gates)}
     gate = gate_for(gates, request.gate)
+    (priced,) = await estimating.priced(connection, [(request, state, gate)])
+    if isinstance(priced, Uncounted):
+        raise priced
+    job = StoredJob(request.tenant, 1 << 39, now, request.policy, priced.cost)
+    job.want(head_start=request.head_start)
     if gate is None:
         return ledger.outlook(state, job, now, line)[0], now
     await see_heads(connection, gates, now)

@@ -10,19 +10,19 @@ with saved as (
 ), inserted as (
     insert into waitline.job (
         id, tenant, state, place, arrival, promised, head_start, deadline, max_wait, cost, session, key, digest, prompt,
-        home, lease, holder, call, gate
+        home, lease, holder, call, gate, counted
     )
     select u.id, u.tenant, 0, u.place, u.arrival, u.promised, u.head_start, u.deadline, u.max_wait,
         array[u.requests, u.input_tokens, u.output_tokens], u.session, u.key, u.digest, u.prompt, u.home, u.lease,
-        u.holder, u.call, u.gate
+        u.holder, u.call, u.gate, u.counted
     from unnest(
         $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[],
         $15::bigint[], $16::bigint[], $17::bigint[], $18::text[], $19::text[], $20::bytea[], $21::text[],
-        $22::text[], $23::bigint[], $24::bigint[], $25::smallint[], $26::text[]
+        $22::text[], $23::bigint[], $24::bigint[], $25::smallint[], $26::text[], $27::bigint[]
     ) as u (
         id, tenant, place, arrival, promised, head_start, deadline, max_wait,
         requests, input_tokens, output_tokens, session, key, digest, prompt, home, lease,
-        holder, call, gate
+        holder, call, gate, counted
     )
 )
 select count(*) from told
