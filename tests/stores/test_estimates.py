@@ -32,7 +32,7 @@ from scheduler.stores.postgres import PostgresStore, estimating
 from scheduler.stores.postgres.estimating import Lesson
 from scheduler.worker import Worker
 from tests.stores.callers import rows
-from tests.stores.outages import Mortal, fall, mortal, mortal_server, watched
+from tests.stores.outages import Mortal, fall, mortal, mortal_server, rise, watched
 from tests.stores.working import Run
 
 __all__ = ["mortal", "mortal_server"]
@@ -44,7 +44,7 @@ SLOW = Quota(
     input_tokens=Rate(1, per=3600, burst=10_000),
     output_tokens=Rate(1, per=3600, burst=10_000),
 )
-TIGHT = Quota(input_tokens=Rate(10**6, burst=300), output_tokens=Rate(10**6, burst=60))
+TIGHT = Quota(input_tokens=Rate(10**6, burst=900), output_tokens=Rate(10**6, burst=60))
 LEARNED = "select tenant, gate, surplus, output from waitline.learned where output is not null order by 1, 2"
 HUNDRED = "x" * 372
 """A hundred tokens, as they are counted."""
@@ -437,7 +437,8 @@ async def test_where_there_is_no_gate_no_lesson_is_lost_to_another_process(dsn: 
 async def test_while_the_store_is_down_callers_are_charged_estimates_too(mortal: Mortal) -> None:
     """By the first guess, or what was learned in this process since it is."""
     async with watched(mortal.dsn, Outage.admit(0.5, patience=0.3), SLOW) as (scheduler, ears):
-        await (await ask(scheduler)).__aexit__(None, None, None)
+        (await ask(scheduler)).settle()
+        await scheduler.statistics("acme")  # which waits until that is recorded
         await fall(scheduler, ears, mortal)
         for output in (256, 60):
             grant = await ask(scheduler)
@@ -445,3 +446,6 @@ async def test_while_the_store_is_down_callers_are_charged_estimates_too(mortal:
             grant.settle(Usage(1, 100, 40))
         levels = await scheduler.current_levels("acme")
         assert int(levels["output_tokens"][2]) == 5000 - 80
+        await rise(scheduler, ears, mortal)
+        levels = await scheduler.current_levels("acme")
+        assert int(levels["output_tokens"][2]) == 10_000 - 256 - 80
