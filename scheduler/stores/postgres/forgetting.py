@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncpg import Connection
 
+from scheduler.core.stored import TenantState
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import withdraw
 from scheduler.stores.postgres.statements import statement
@@ -44,6 +45,15 @@ async def mark(connection: Connection, tenant: str) -> None:
     await connection.execute("delete from waitline.learned where tenant = $1", tenant)
 
 
+def owes(locked: Locked, state: TenantState) -> bool:
+    """Whether a tenant has had more than its share at a gate where others wait."""
+    for line in state.lines.values():
+        gate = locked.gates[line.gate]
+        if gate.lines and line.period == gate.fair.period and line.finish > gate.fair.virtual:
+            return True
+    return False
+
+
 async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
     """Delete the rows of forgotten tenants whose absence would change no decision; how many.
 
@@ -62,6 +72,8 @@ async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
         idle = state.tenant().idle_at()
         if idle > now:
             later[name] = idle
+        elif owes(locked, state):
+            later[name] = now + keep
     gone = await connection.fetch(
         statement("drop_tenants"), [name for name in locked.states if name not in later]
     )

@@ -4,6 +4,8 @@ with gone as (
     where t.name = any($1::text[]) and t.origin < 2 and t.running = 0 and t.waiting = 0
         and not exists (select from waitline.job where tenant = t.name)
     returning t.name
+), lines as (
+    delete from waitline.line where tenant in (select name from gone)
 ), unlearned as (
     delete from waitline.learned where tenant in (select name from gone)
 )
