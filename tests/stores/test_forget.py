@@ -175,7 +175,7 @@ async def test_the_row_of_a_tenant_goes_when_its_buckets_are_full(by_hand: bool,
 
 
 def test_who_had_more_than_its_share_is_not_dropped_while_others_wait_at_the_gate() -> None:
-    """Or it would come back without its debt. Where nobody waits, and in the next busy period, it has none."""
+    """Or it would come back without its debt. If nobody waits, and in the next busy period, it has none."""
     gate, state = SharedGate("m", Upstream(Quota()), 0), TenantState.new("acme", Quota(), 0)
     state.line("m").finish, state.line("m").period = 10, gate.fair.period
     locked = Locked([state], [gate])
