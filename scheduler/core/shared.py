@@ -195,7 +195,8 @@ class SharedGate(Gate):
     def owes(self, state: TenantState) -> bool:
         """Whether forgetting the tenant would change who is served next."""
         line = state.lines.get(self.name)
-        return line is not None and line.period == self.fair.period and line.finish > self.fair.virtual
+        ahead = line is not None and line.period == self.fair.period and line.finish > self.fair.virtual
+        return ahead and self.lines > 0
 
     def _step(self, state: TenantState, cost: Cost) -> int:
         return weighted(fair_cost(self.shape, self.shape.amounts(cost)), state.shape.weight)

@@ -13,13 +13,13 @@ from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, NS, Usage, instance
 from scheduler.core.signals import Signal
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
+from scheduler.runtime.counting import Counting
 from scheduler.runtime.durable_ticket import error_of
 from scheduler.runtime.grant import Grant, Turn
-from scheduler.runtime.scheduler import Scheduler
 from scheduler.runtime.standing_in import Back, Shadow, StandingIn
 from scheduler.runtime.watch import Fallen, Watch
 from scheduler.stores.protocol import Store
-from scheduler.stores.values import HOME_LOST, Heard, Place, Request, Withdrawn
+from scheduler.stores.values import HOME_LOST, Heard, Place, Request, Uncounted, Withdrawn
 
 
 def hear(store: Store, turn: Turn, signal: Signal) -> None:
@@ -88,14 +88,13 @@ class StoredGrant(Grant):
         self.scheduler.settle_grant(self, None)
 
 
-class Admission(Scheduler):
+class Admission(Counting):
     """Turns that a store grants, for work that runs here.
 
     All that `Turns` asks of the engine at once is asked of the store here, and takes a while: nothing is
     decided by `offer`, all of it where the caller waits.
     """
 
-    store: Store
     watch: Watch
     standing_in: StandingIn | None
     _pending = 0
@@ -156,6 +155,8 @@ class Admission(Scheduler):
             except Fallen:
                 if self.standing_in is None:
                     raise self.watch.refusal(turn.request) from None
+            except Uncounted:
+                turn.request = await self._count_now(turn.request)
             except Withdrawn as withdrawn:
                 # This process was taken for dead: it joins again.
                 if withdrawn.outcome.kind != HOME_LOST:
@@ -193,6 +194,7 @@ class Admission(Scheduler):
         place = await self.store.home.join(turn.request, told)
         accepted = place.accepted
         turn.sequence, turn.arrival, turn.promised = accepted.id, accepted.arrival, accepted.promised
+        turn.cost = accepted.cost or turn.cost
         return place
 
     async def _stand_here(self, turn: StoredGrant) -> None:
@@ -200,7 +202,7 @@ class Admission(Scheduler):
         here = self.standing_in
         if here is None:
             raise self.watch.refusal(turn.request)
-        turn.shadow = here.shadow(turn.request, turn.run)
+        turn.shadow = here.shadow(turn.request, turn.run, None if turn.place is None else turn.cost)
         try:
             await here.stand(turn.shadow)
         except Back:
@@ -224,7 +226,7 @@ class Admission(Scheduler):
         else:
             self.store.home.give_back(turn.sequence, turn.tenant)
             turn.sequence = 0
-        turn.slot, turn.state = shadow.slot + ahead, RUNNING
+        turn.slot, turn.state, turn.cost = shadow.slot + ahead, RUNNING, shadow.cost
 
     def _give_back(self, turn: Turn) -> None:
         turn.state = ENDED

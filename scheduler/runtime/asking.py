@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from scheduler.core.account import Shape, shape_of
+from scheduler.core.account import shape_of
 from scheduler.core.gate import Gate
+from scheduler.core.learning import within
 from scheduler.core.policy import Policy, Rung
-from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, instance
+from scheduler.core.quota import NS, ONE, Cost, Quota, instance
 from scheduler.core.tenant import Tenant
 from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.arguments import (
@@ -111,7 +112,10 @@ class Asking(Reports):
     def _metered(self, turn: Turn) -> tuple[Gate, Tenant | None] | None:
         """The job's gate and tenant, if one of them limits tokens."""
         gate, known = self.engine.gates[turn.gate], self.engine.tenants.get(turn.tenant)
-        metered = self._unknown if known is None else known.shape.metered
+        if known is not None:
+            metered = known.shape.metered
+        else:
+            metered = self._unknown and shape_of(self.engine.quota_of(turn.tenant)).metered
         return (gate, known) if metered or gate.shape.metered else None
 
     def reserve(self, turn: Turn, prompt: Any) -> bool:
@@ -127,17 +131,21 @@ class Asking(Reports):
 
     async def count(self, turn: Turn, prompt: Any) -> None:
         """The same, by a count that has to be awaited: within the job's time limit, and while open."""
+        left = None if turn.expires is None else max(0, turn.expires - self._now()) / NS
+        self.expect(turn, await self._count_later(turn.tenant, prompt, left))
+
+    async def _count_later(self, tenant: str, prompt: Any, left: float | None) -> int:
+        """How many input tokens a prompt has, within so many seconds, and while open."""
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        left = None if turn.expires is None else max(0, turn.expires - self._now()) / NS
         self._counting += 1
         bound = asyncio.timeout(left)
         try:
             async with bound:
-                self.expect(turn, await self.estimates.count_later(prompt))
+                return await self.estimates.count_later(prompt)
         except TimeoutError:
             if bound.expired():
-                raise DeadlineExceeded(turn.tenant, "timeout", left or 0.0) from None
+                raise DeadlineExceeded(tenant, "timeout", left or 0.0) from None
             raise
         finally:
             self._counting -= 1
@@ -156,21 +164,5 @@ class Asking(Reports):
     def _charge(self, turn: Turn, counted: int, gate: Gate, known: Tenant | None) -> None:
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
         shape = shape_of(self.engine.quota_of(turn.tenant)) if known is None else known.shape
-        if shape.never(cost) is not None:
-            cost = fitted(cost, counted, shape)
-        if gate.zeros and gate.shape.never(cost) is not None:
-            cost = fitted(cost, counted, gate.shape)
+        cost = within(cost, counted, shape, gate.shape)
         turn.cost, turn.counted, turn.plain = cost, counted, False
-
-
-def fitted(cost: Cost, counted: int, shape: Shape) -> Cost:
-    """An estimate that was learned must not refuse a job for ever: only what was counted may be too large."""
-    most = {
-        DIMENSIONS[index]: scale.capacity // scale.unit
-        for index, scale in zip(shape.limits, shape.scales, strict=True)
-    }
-    return Cost(
-        cost.requests,
-        min(cost.input_tokens, max(counted, most.get("input_tokens", cost.input_tokens))),
-        min(cost.output_tokens, most.get("output_tokens", cost.output_tokens)),
-    )

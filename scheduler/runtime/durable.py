@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Coroutine
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, ONE, Cost, Quota, instance
+from scheduler.core.quota import NS, Cost, Quota, instance
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, SchedulerClosed
 from scheduler.runtime.admission import StoredGrant
 from scheduler.runtime.arguments import (
-    check_priority,
-    check_prompt,
-    check_session,
     check_tenant,
-    check_timeout,
 )
-from scheduler.runtime.durable_ticket import DurableTicket, check_key, error_of
-from scheduler.runtime.gated import Gated
+from scheduler.runtime.durable_ticket import DurableTicket, error_of
 from scheduler.runtime.grant import Grant, Turn, current_turn
 from scheduler.runtime.job import Prompt
 from scheduler.runtime.outage import Outage
 from scheduler.runtime.reports import Levels, levels_of
+from scheduler.runtime.requesting import Requesting
 from scheduler.runtime.scheduler import HasTenant
 from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Quote
@@ -35,14 +31,14 @@ from scheduler.stores.results import load
 from scheduler.stores.values import DONE, Accepted, Holder, Request
 
 
-class DurableScheduler(Gated):
+class DurableScheduler(Requesting):
     """A `Scheduler` with a store. Its own process runs no job: `Worker` does, there or anywhere else."""
 
     store: Store
 
     def __init__(self, *arguments: Any, store: Store, outage: Outage | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        for name in ("estimates", "overload"):
+        for name in ("overload",):
             if settings.get(name) is not None:
                 raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
@@ -95,7 +91,7 @@ class DurableScheduler(Gated):
         at most one job of the tenant is ever accepted under it; a second call gets the first one's result.
         Raises `JobFailed` where a handler's exception would reach the caller in process.
         """
-        return self._submit(self._request(tenant, prompt, **wishes, ladder=True), wishes.get("timeout"))
+        return self._submit(self._job(tenant, prompt, **wishes, ladder=True), wishes.get("timeout"))
 
     async def _submit(self, request: Request, timeout: float | None) -> Any:
         if self.closed:
@@ -134,12 +130,12 @@ class DurableScheduler(Gated):
         """
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        request = self._request(tenant, prompt, **wishes, ladder=True)
+        request = self._job(tenant, prompt, **wishes, ladder=True)
         if connection is None:
             accepted = await self._accept(request)
         else:
             await self.store.home.recorded(tenant)
-            accepted = await self.store.submit_in(connection, request)
+            accepted = await self._with_count(request, partial(self.store.submit_in, connection))
         return DurableTicket(self, accepted.known(tenant), committed=connection is None, new=accepted.new)
 
     async def ticket(self, job: str, *, tenant: str) -> DurableTicket:
@@ -148,39 +144,6 @@ class DurableScheduler(Gated):
         if known is None:
             raise LookupError(f"job: tenant {tenant!r} has none with id {job!r}")
         return DurableTicket(self, known)
-
-    def _request(
-        self,
-        tenant: str,
-        prompt: Prompt,
-        *,
-        session: str | None = None,
-        timeout: float | None = None,
-        policy: Policy | None = None,
-        priority: float = 0,
-        cost: Cost | None = None,
-        gate: str | None = None,
-        key: str | None = None,
-        ladder: bool = False,
-    ) -> Request:
-        check_tenant(tenant)
-        check_prompt(prompt, self._bounds.max_prompt_bytes)
-        policy = self._policy_of(tenant) if policy is None else instance("policy", policy, Policy)
-        if policy.ladder:
-            policy = self._with_ladder(policy) if ladder else replace(policy, ladder=())
-        return Request(
-            tenant=tenant,
-            prompt=json.dumps(prompt),
-            quota=self.engine.quota_of(tenant),
-            policy=policy,
-            cost=ONE if cost is None else instance("cost", cost, Cost),
-            head_start=check_priority(priority, self._bounds.max_head_start) if priority else 0,
-            session=None if session is None else check_session(session),
-            timeout=None if timeout is None else check_timeout(timeout),
-            key=None if key is None else check_key(key),
-            gate=self._gate_for(gate),
-            most_deferred=self.engine.max_deferred,
-        )
 
     async def result_of(self, job: int, tenant: str | None = None) -> Any:
         """Wait for a job's result, or raise what became of it instead.
@@ -197,6 +160,8 @@ class DurableScheduler(Gated):
     ) -> Quote:
         """What a job would get if it were submitted now. Leaves no trace."""
         request = self._request(tenant, "quote", cost=cost, priority=priority, gate=gate)
+        if cost is None:
+            request = self._unpriced(request, "", counted=0)
         found, now = await self._ask_or(request, self.store.quote, StandingIn.quote)
         wait, expected = max(0, found.promised - now), max(0, found.expected - now)
         return Quote(found.position, wait / NS, expected / NS, found.binds)
@@ -235,27 +200,29 @@ class DurableScheduler(Gated):
         if getattr(message, "deferred", False):
             return None
         held = current_turn.get()
-        runs = held is not None and held.books is self.store and held.state is GRANTED
-        if held is not None and runs and held.tenant == message.tenant:
-            if held.free_message:
-                held.free_message = False
-                return None
-            grant = self._continue(held)
+        if held is not None and (held.books is not self.store or held.state is not GRANTED):
+            held = None
+        gate = None if held is None else held.gate or None
+        if held is None or held.tenant != message.tenant:
+            held, request = None, self._request(message.tenant, "message", gate=gate)
+        elif held.free_message:
+            held.free_message = False
+            return None
         else:
-            grant = self.admit(message.tenant)
+            request = self._next_of(held, gate)
+        request = self._unpriced(request, getattr(message, "prompt", ""))
+        grant = StoredGrant.of(self, await self._counted(request))
+        grant.run = held.shadow if isinstance(held, StoredGrant) else None
         self.offer(grant)
         await self.turn(grant)
         return grant
 
-    def _continue(self, run: Turn) -> Grant:
-        """A grant for a later message of a run: by its key, in its slot, and not strict."""
+    def _next_of(self, run: Turn, gate: str | None) -> Request:
+        """A request for a later message of a run: by its key, in its slot, and not strict."""
         run.calls += 1
-        request = self._request(run.tenant, "message", gate=run.gate or None)
+        request = self._request(run.tenant, "message", gate=gate)
         policy = Policy() if request.policy.max_wait == 0 else request.policy
-        holder = Holder(run.sequence, run.tries, run.calls)
-        grant = StoredGrant.of(self, replace(request, policy=policy, holder=holder))
-        grant.run = run.shadow if isinstance(run, StoredGrant) else None
-        return grant
+        return replace(request, policy=policy, holder=Holder(run.sequence, run.tries, run.calls))
 
     # --- tenants ------------------------------------------------------------------------------------
 

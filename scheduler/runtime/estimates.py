@@ -1,8 +1,8 @@
 """What a job will probably use: its input is counted before the call, its output learned from earlier ones.
 
 An estimate is only what is reserved: at settle the real usage replaces it, in the buckets and in the fairness
-account. What is learned are exponential means (weight 1/8) for each tenant at each gate, and for each gate,
-where a tenant that is not known yet begins. At most `memory` tenants are remembered, those seen last.
+account. How it is made and learned is in `scheduler.core.learning`; here is how input is counted, and what
+was learned in this process. Over a store that is in the database, for all processes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from scheduler.core import learning
 from scheduler.core.quota import Cost, Usage, positive, whole
 from scheduler.errors import UpstreamError
 
@@ -21,9 +22,6 @@ MESSAGE_TOKENS = 7
 """What the frame of a message takes."""
 IMAGE_TOKENS = 1600
 """About the most that an image takes (Anthropic's documentation of vision)."""
-
-PART = 1 / 8
-"""A mean moves by this part of what differs."""
 
 Count = Callable[[Any], int | Awaitable[int]]
 """How many input tokens a prompt has."""
@@ -60,7 +58,7 @@ class Estimates:
     beyond the count (a system prompt, tools, a history) is learned. `output_tokens`: what is assumed before
     anything is learned. `margin`: how many times the learned mean is reserved, since answers that are longer
     than the mean are under way for longer too; what was not used comes back. `memory`: most pairs of tenant
-    and gate that are remembered.
+    and gate that are remembered, those seen last; a store remembers all of its tenants.
     """
 
     def __init__(
@@ -75,11 +73,11 @@ class Estimates:
             raise TypeError(f"count: must be a callable, got {count!r}")
         self._count = count
         self.takes_a_while = inspect.iscoroutinefunction(count)
-        self._first = (0.0, float(whole("output_tokens", output_tokens, 1)))
-        self._margin = float(positive("margin", margin))
+        first = whole("output_tokens", output_tokens, 1)
+        self.knobs = learning.Knobs(first, float(positive("margin", margin)))
         self._memory = whole("memory", memory, 1)
-        self._gates: dict[str, list[float]] = {}
-        self._known: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
+        self._gates: dict[str, learning.Mean] = {}
+        self._known: OrderedDict[tuple[str, str], learning.Mean] = OrderedDict()
 
     def count(self, prompt: Any) -> int:
         """How many input tokens a prompt has, where that need not be awaited."""
@@ -97,28 +95,16 @@ class Estimates:
     def estimate(self, tenant: str, gate: str, counted: int) -> Cost:
         """What a job of so many counted input tokens will probably use."""
         learned = self._known.get((tenant, gate)) or self._gates.get(gate)
-        if learned is None:
-            surplus, output = self._first
-        else:
-            surplus, output = learned[0], learned[1] * self._margin
-        read, written = counted + round(surplus), round(output)
-        return Cost(1, read if read > 1 else 1, written if written > 1 else 1)
+        return learning.estimate(counted, learned, self.knobs)
 
     def learn(self, tenant: str, gate: str, counted: int, usage: Usage) -> None:
         """Take note of what a job of so many counted tokens used; one without output tells nothing."""
-        if not usage.output_tokens:
+        if not learning.teaches(usage):
             return
-        surplus, output = usage.input_tokens - counted, usage.output_tokens
         key = tenant, gate
-        known, told = self._known.get(key), self._gates.get(gate)
-        if told is None:
-            told = self._gates[gate] = [surplus, output]
-        if known is not None:
-            self._known.move_to_end(key)
-        else:
-            known = self._known[key] = [*told]
-            if len(self._known) > self._memory:
-                self._known.popitem(last=False)
-        for mean in (known, told):
-            mean[0] += (surplus - mean[0]) * PART
-            mean[1] += (output - mean[1]) * PART
+        self._known[key], self._gates[gate] = learning.learn(
+            self._known.get(key), self._gates.get(gate), counted, usage
+        )
+        self._known.move_to_end(key)
+        if len(self._known) > self._memory:
+            self._known.popitem(last=False)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from scheduler.core.account import Account, shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
+from scheduler.core.learning import within
 from scheduler.core.owing import Owed
 from scheduler.core.policy import Outlook, Policy
-from scheduler.core.quota import Quota, Usage
+from scheduler.core.quota import Cost, Quota, Usage
 from scheduler.errors import SchedulerClosed
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.grant import Turn
@@ -25,7 +26,7 @@ from scheduler.runtime.outage import Outage
 from scheduler.runtime.turns import Turns
 from scheduler.runtime.watch import LONGEST_PAUSE
 from scheduler.stores.protocol import Store
-from scheduler.stores.values import Debt, Held, Request
+from scheduler.stores.values import Debt, Held, Request, Unpriced
 
 BATCH = 200
 """Tenants whose tabs are written in one transaction."""
@@ -108,12 +109,17 @@ class StandingIn(Turns):
 
     # --- callers ------------------------------------------------------------------------------------
 
-    def shadow(self, request: Request, run: Shadow | None) -> Shadow:
-        """What stands here for a request; it goes in the slot of its `run`, if that has one here."""
+    def shadow(self, request: Request, run: Shadow | None, cost: Cost | None = None) -> Shadow:
+        """What stands here for a request; it goes in the slot of its `run`, if that has one here.
+
+        `cost`: what the store has found out that it is charged.
+        """
         policy = request.policy
         if policy.ladder:  # a store has no gates by which service could degrade
             policy = Policy(policy.max_wait, policy.max_queue)
-        shadow = Shadow(self, request.tenant, "", policy, request.cost)  # type: ignore[arg-type]
+        shadow = Shadow(self, request.tenant, "", policy, cost or request.cost)  # type: ignore[arg-type]
+        if cost is None and request.unpriced is not None:
+            self._estimate(shadow, request.unpriced)
         if run is not None and run.state is RUNNING:
             shadow.holder, shadow.plain = run, False
         if request.head_start:
@@ -121,6 +127,14 @@ class StandingIn(Turns):
         if request.timeout is not None:
             shadow.expires, shadow.plain = self._now() + request.timeout, False
         return shadow
+
+    def _estimate(self, shadow: Shadow, unpriced: Unpriced) -> None:
+        """Charge an estimate, by what this process alone has learned in outages."""
+        shape = shape_of(self._share_of(shadow.tenant))
+        if unpriced.counted is not None and shape.metered:
+            cost = self.estimates.estimate(shadow.tenant, "", unpriced.counted)
+            shadow.cost = within(cost, unpriced.counted, shape, None)
+            shadow.counted, shadow.plain = unpriced.counted, False
 
     async def stand(self, shadow: Shadow) -> None:
         """Wait for a turn here. Raises `Back` when the store is back first, and by policy."""

@@ -31,6 +31,7 @@ class Watching(Admission):
         if outage.share is not None:
             quota_of, slots = self.engine.quota_of, self.engine.root.slots
             self.standing_in = StandingIn(self._clock, self.store, outage, quota_of, slots)
+            self.standing_in.estimates = self.estimates
 
     async def _open_watch(self) -> None:
         self._watchers = await asyncio.TaskGroup().__aenter__()
@@ -76,7 +77,11 @@ class Watching(Admission):
         await self.store.home.recorded(tenant)
 
     async def _accept(self, request: Request) -> Accepted:
-        """Have a job committed, or raise why it is not.
+        """Have a job committed, or raise why it is not."""
+        return await self._with_count(request, self._commit)
+
+    async def _commit(self, request: Request) -> Accepted:
+        """Have a job committed.
 
         One without a key is not submitted twice. So where the answer is lost, nobody knows whether it was
         accepted, and its caller gets the connection's error instead of a refusal.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from scheduler.core.learning import Knobs
 from scheduler.core.owing import Owed
 from scheduler.core.policy import Policy
 from scheduler.core.quota import Cost, Quota, Usage
@@ -34,6 +35,18 @@ class Holder(NamedTuple):
     call: int
 
 
+class Unpriced(NamedTuple):
+    """What it takes to estimate the cost of a call that names none.
+
+    `counted`: the input tokens of its `prompt`, None while nothing is known that limits them. The prompt
+    stays in this process.
+    """
+
+    prompt: Any
+    knobs: Knobs
+    counted: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A job to be accepted. `prompt` is JSON, `quota` for a tenant that was never seen; times are ns.
@@ -41,6 +54,8 @@ class Request:
     `home`: the process of a caller that runs its own work and has no prompt; it waits for `lease` nanoseconds
     unless that is renewed. `holder`: what it continues, if that is still running then. `gate`: the shared
     gate that it passes; None for the only one, or none. `most_deferred`: how many jobs a ladder may defer.
+    `unpriced`: it names no cost, and is charged an estimate in place of `cost` if its tenant's tokens are
+    limited, or its gate's.
     """
 
     tenant: str
@@ -57,6 +72,7 @@ class Request:
     holder: Holder | None = None
     gate: str | None = None
     most_deferred: int = 0
+    unpriced: Unpriced | None = field(default=None, compare=False, repr=False)
 
     def digest(self) -> bytes | None:
         """What tells another prompt under the same key."""
@@ -66,7 +82,10 @@ class Request:
 
 
 class Accepted(NamedTuple):
-    """A job that is committed. `new` False: it was before, under the same key."""
+    """A job that is committed. `new` False: it was before, under the same key.
+
+    `cost`: what it will be charged, where that had to be found out.
+    """
 
     id: int
     position: int
@@ -75,6 +94,7 @@ class Accepted(NamedTuple):
     expected: int
     deadline: int = 0
     new: bool = True
+    cost: Cost | None = None
 
     def known(self, tenant: str) -> Known:
         """What its caller knows of it."""
@@ -181,6 +201,10 @@ class Heard:
 
 class Unreached(ConnectionError):
     """No connection could be had, so nothing was asked of the store."""
+
+
+class Uncounted(Exception):
+    """A call's tokens are limited after all, and were not counted: whoever asks again must say how many."""
 
 
 class Held(NamedTuple):

@@ -155,8 +155,6 @@ async def test_a_store_says_what_it_cannot_do_yet() -> None:
     store = PostgresStore("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(ValueError, match="deferred: a store has no use for it yet"):
         Scheduler(store=store, deferred=cost_of)
-    with pytest.raises(ValueError, match="estimates: a store has no use for it yet"):
-        Scheduler(store=store, estimates=Estimates())
     scheduler = Scheduler(store=store)
     scheduler.closed = False
     with pytest.raises(ValueError, match="policy: a store has no ladders yet, got 1 rungs"):

@@ -12,7 +12,11 @@ from agent.postgres import PostgresSessions
 from scheduler import Job, JobFailed, Quota, Rate, Scheduler
 from scheduler.core.policy import Policy
 from scheduler.core.quota import ONE
+from scheduler.core.shared import SharedGate
+from scheduler.core.signals import Upstream
+from scheduler.core.stored import TenantState
 from scheduler.stores.postgres import PostgresStore, forgetting
+from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.values import DONE, Ended, Request
 from tests.stores.working import EXAMPLE, QUICK, working
 
@@ -168,3 +172,17 @@ async def test_the_row_of_a_tenant_goes_when_its_buckets_are_full(by_hand: bool,
         await connection.close()
         assert await tenants(dsn) == (["acme"] if by_hand else []), "a quota that was set by hand stays"
         assert (await scheduler.submit("acme", "again"))["prompt"] == "again"
+
+
+def test_who_had_more_than_its_share_is_not_dropped_while_others_wait_at_the_gate() -> None:
+    """Or it would come back without its debt. If nobody waits, and in the next busy period, it has none."""
+    gate, state = SharedGate("m", Upstream(Quota()), 0), TenantState.new("acme", Quota(), 0)
+    state.line("m").finish, state.line("m").period = 10, gate.fair.period
+    locked = Locked([state], [gate])
+    assert not forgetting.owes(locked, state)
+    gate.lines = 1
+    assert forgetting.owes(locked, state)
+    gate.fair.virtual = 10
+    assert not forgetting.owes(locked, state)
+    gate.fair.virtual, gate.fair.period = 0, 2
+    assert not forgetting.owes(locked, state)

@@ -37,11 +37,15 @@ async def forget_jobs(connection: Connection, tenant: str, after: int, last: int
 
 
 async def mark(connection: Connection, tenant: str) -> None:
-    """Have a tenant's row looked at later: it goes once its buckets are full and it has no jobs."""
+    """Have a tenant's row looked at later: it goes once its buckets are full and it has no jobs.
+
+    What was learned of it goes now, under its lock, and what its last jobs teach goes with the row.
+    """
     await connection.execute("update waitline.tenant set forgotten = 0 where name = $1", tenant)
+    await connection.execute("delete from waitline.learned where tenant = $1", tenant)
 
 
-def _owes(locked: Locked, state: TenantState) -> bool:
+def owes(locked: Locked, state: TenantState) -> bool:
     """Whether it is ahead of others at any gate."""
     return any(gate.owes(state) for gate in locked.gates.values())
 
@@ -64,9 +68,10 @@ async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
         idle = state.tenant().idle_at()
         if idle > now:
             later[name] = idle
+        elif owes(locked, state):
+            later[name] = now + keep
     gone = await connection.fetch(
-        statement("drop_tenants"),
-        [name for name, state in locked.states.items() if name not in later and not _owes(locked, state)],
+        statement("drop_tenants"), [name for name in locked.states if name not in later]
     )
     left = {row["name"] for row in gone}
     for name in locked.states:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from asyncpg import Connection, Record
 
-from scheduler.core import ledger
+from scheduler.core import learning, ledger
 from scheduler.core.entry import EXPIRED
 from scheduler.core.ladder import look_at
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, Quota
 from scheduler.core.shared import SharedGate, granted
 from scheduler.core.stored import StoredJob
-from scheduler.stores.postgres import rows
+from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import CANCELLED, FAILED, FAR, Again, Ended
@@ -56,6 +56,8 @@ class Settlement:
     """Deferred jobs that others may take."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
     """(tenant, session) of the jobs that ended, and when they did."""
+    lessons: list[estimating.Lesson] = field(default_factory=list)
+    """From what jobs used whose cost was an estimate."""
 
     def end(self, row: Record, ending: Ended) -> None:
         """A try that is over for good."""
@@ -67,6 +69,9 @@ class Settlement:
             ledger.settle(state, cost, ending.usage, self.now, slots)
             if gate is not None:
                 gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
+        counted, usage = row["counted"], ending.usage
+        if counted is not None and usage is not None and learning.teaches(usage):
+            self.lessons.append(estimating.Lesson(state.name, estimating.name_of(gate), counted, usage))
         self.leave(row, ending.state, ending.result, ending.kind)
 
     def leave(
@@ -188,6 +193,7 @@ class Settlement:
         if self.free:
             await connection.execute(statement("let_go_deferred"), self.free, FAR)
             await connection.execute("select pg_notify('waitline_deferred', '')")
+        await estimating.learn(connection, self.lessons)
 
 
 async def unpark(

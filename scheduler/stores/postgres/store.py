@@ -19,12 +19,12 @@ from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
 from scheduler.stores.postgres.hearing import Hearing
+from scheduler.stores.postgres.judging import Answer
 from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.returning import Returning
 from scheduler.stores.postgres.settlement import Ending
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.postgres.submitting import Answer
 from scheduler.stores.values import Accepted, Claim, Known, Outcome, Request
 
 BATCH = 1000

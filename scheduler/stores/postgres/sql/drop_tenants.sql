@@ -1,5 +1,10 @@
 -- Forget tenants that have no jobs any more, and whose quota nobody has set.
-delete from waitline.tenant as t
-where t.name = any($1::text[]) and t.origin < 2 and t.running = 0 and t.waiting = 0
-    and not exists (select from waitline.job where tenant = t.name)
-returning t.name
+with gone as (
+    delete from waitline.tenant as t
+    where t.name = any($1::text[]) and t.origin < 2 and t.running = 0 and t.waiting = 0
+        and not exists (select from waitline.job where tenant = t.name)
+    returning t.name
+), unlearned as (
+    delete from waitline.learned where tenant in (select name from gone)
+)
+select name from gone

@@ -12,21 +12,21 @@ with saved as (
 ), inserted as (
     insert into waitline.job (
         id, tenant, state, place, arrival, promised, head_start, deadline, max_wait, cost, session, key, digest, prompt,
-        home, lease, holder, call, gate, ladder, rung, predicted, model, max_tokens, look, deferred, worker, slot
+        home, lease, holder, call, gate, ladder, rung, predicted, model, max_tokens, look, deferred, worker, slot, counted
     )
     select u.id, u.tenant, u.deferred::integer, u.place, u.arrival, u.promised, u.head_start, u.deadline, u.max_wait,
         array[u.requests, u.input_tokens, u.output_tokens], u.session, u.key, u.digest, u.prompt, u.home, u.lease,
         u.holder, u.call, u.gate, u.ladder, u.rung, u.predicted, u.model, u.max_tokens, u.look, u.deferred,
-        case when u.deferred then '' end, case when u.deferred then u.arrival end
+        case when u.deferred then '' end, case when u.deferred then u.arrival end, u.counted
     from unnest(
         $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[],
         $15::bigint[], $16::bigint[], $17::bigint[], $18::text[], $19::text[], $20::bytea[], $21::text[],
         $22::text[], $23::bigint[], $24::bigint[], $25::smallint[], $26::text[], $27::text[],
-        $28::smallint[], $29::bigint[], $30::text[], $31::integer[], $32::bigint[], $33::boolean[]
+        $28::smallint[], $29::bigint[], $30::text[], $31::integer[], $32::bigint[], $33::boolean[], $34::bigint[]
     ) as u (
         id, tenant, place, arrival, promised, head_start, deadline, max_wait,
         requests, input_tokens, output_tokens, session, key, digest, prompt, home, lease,
-        holder, call, gate, ladder, rung, predicted, model, max_tokens, look, deferred
+        holder, call, gate, ladder, rung, predicted, model, max_tokens, look, deferred, counted
     )
 )
 select (select count(*) from told) + (select count(*) from deferred)

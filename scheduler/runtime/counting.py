@@ -1,0 +1,71 @@
+"""Counting over a store: what a call has for input is counted here, what it is charged is found out there."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from scheduler.core.account import shape_of
+from scheduler.core.quota import NS
+from scheduler.errors import DeadlineExceeded, SchedulerClosed
+from scheduler.runtime.scheduler import Scheduler
+from scheduler.stores.protocol import Store
+from scheduler.stores.values import Request, Uncounted, Unpriced
+
+T = TypeVar("T")
+
+
+class Counting(Scheduler):
+    """Counts the input of calls that name no cost, where their tokens are limited as far as is known here.
+
+    The store knows better, and is asked again with a count where it says `Uncounted`.
+    """
+
+    store: Store
+
+    def _unpriced(self, request: Request, prompt: Any, counted: int | None = None) -> Request:
+        """A request that names no cost, its prompt counted unless that is needless or takes a while."""
+        if counted is None and not self.estimates.takes_a_while and self._seems_metered(request):
+            counted = self.estimates.count(prompt)
+        return replace(request, unpriced=Unpriced(prompt, self.estimates.knobs, counted))
+
+    def _seems_metered(self, request: Request) -> bool:
+        """Whether somebody limits its tokens, as far as is known here."""
+        quota = self.store.last_quota(request.tenant) or request.quota
+        gate = None if request.gate is None else self.store.hearing.gates.get(request.gate)
+        return shape_of(quota).metered or (gate is not None and gate.shape.metered)
+
+    async def _counted(self, request: Request) -> Request:
+        """A request with its count, if that is needed and was not made at once."""
+        unpriced = request.unpriced
+        if unpriced is None or unpriced.counted is not None or not self._seems_metered(request):
+            return request
+        return await self._count_now(request)
+
+    async def _count_now(self, request: Request) -> Request:
+        """Count a request's prompt, which may take a while: that is part of its timeout."""
+        unpriced, began = request.unpriced, self._now()
+        if unpriced is None:
+            raise RuntimeError("a request that names its cost needs no count")
+        if not self.estimates.takes_a_while:
+            counted = self.estimates.count(unpriced.prompt)
+            return replace(request, unpriced=unpriced._replace(counted=counted))
+        timeout = request.timeout
+        seconds = None if timeout is None else timeout / NS
+        counted = await self._count_later(request.tenant, unpriced.prompt, seconds)
+        if self.closed:
+            raise SchedulerClosed("the scheduler is closed")
+        if timeout is not None:
+            timeout -= self._now() - began
+            if timeout <= 0:
+                raise DeadlineExceeded(request.tenant, "timeout", seconds or 0.0)
+        return replace(request, timeout=timeout, unpriced=unpriced._replace(counted=counted))
+
+    async def _with_count(self, request: Request, ask: Callable[[Request], Awaitable[T]]) -> T:
+        """Ask the store for something, with a count if that is needed."""
+        request = await self._counted(request)
+        try:
+            return await ask(request)
+        except Uncounted:
+            return await ask(await self._count_now(request))
