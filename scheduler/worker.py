@@ -82,7 +82,7 @@ class Worker:
     def stop(self) -> None:
         """The first call: claim no more, finish what runs. The second: cancel what runs, and give it back.
 
-        What is deferred may take a day: that is given back at the first.
+        What is deferred is given back at the first call: it may take a day.
 
         The third: wait no longer for a database that is away; what is not recorded is left to its leases.
         """
@@ -266,10 +266,8 @@ class Worker:
             ending = await one.run(handler or self._handler, self._store, self._max_attempts)
         finally:
             one.over = True
-            if one.deferred:
-                self._deferring.end()
-            else:
-                self._running -= 1
+            self._running -= not one.deferred
+            self._deferring.end(one.deferred)
             self._limits.drop(one)
             self._wake.set()
             if ending is None:

@@ -2,7 +2,7 @@
 
 A store keeps a row per gate, per line, per tenant and per job. Under the locks of all gates it loads the
 lines whose heads can come to stand at a gate by now, and of those that stand there the first ones in fair
-order; `claim` has the engine play what happened since the last decision, in the order in which it happened.
+order; `passage` has the engine play what happened since the last decision, in the order in which it happened.
 Where it would have to know more than was loaded, or a worker is lacking, it stops at that time, and the next
 decision goes on from there.
 """
@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from scheduler.core.agenda import Calendar
 from scheduler.core.claims import runs_elsewhere
 from scheduler.core.engine import Engine
-from scheduler.core.entry import REFUSED, RUNNING, WAITING, Entry
-from scheduler.core.ledger import PATIENCE
+from scheduler.core.entry import REFUSED, WAITING, Entry
 from scheduler.core.line import Line
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.quota import Quota
 from scheduler.core.register import ARRIVE, EXPIRE, RETURN, Event
 from scheduler.core.shared import SharedGate
-from scheduler.core.stored import LineState, StoredJob, TenantState
+from scheduler.core.stored import StoredJob
 from scheduler.core.tenant import Tenant
 
 Name = tuple[str, str]
@@ -203,107 +202,3 @@ class Stage(Engine):
 
     def _worsen(self, tenant: Tenant, cause: Cause, until: int) -> None:
         pass
-
-
-def is_crowded(gate: SharedGate, slots: int, now: int) -> bool:
-    """Whether those who need no worker pass those who have waited for one for a while."""
-    return slots <= 0 and gate.stuck is not None and gate.stuck + PATIENCE <= now
-
-
-def claim(
-    gates: Mapping[str, SharedGate],
-    states: Mapping[str, TenantState],
-    jobs: Sequence[StoredJob],
-    slots: int,
-    now: int,
-    partial: Mapping[Name, int],
-) -> list[StoredJob]:
-    """Grant what can pass by `now`, at most `slots` jobs; what moved, in order: granted, expired or refused.
-
-    `jobs`: the first ones of each line of the tenants in `states`, those whose backoff is over, and all
-    continuations. Callers that run elsewhere take none of the slots. The gates know their `limit`.
-    """
-    begin = max(gate.processed for gate in gates.values())
-    for gate in gates.values():
-        gate.crowded = is_crowded(gate, slots, now)
-        gate.here(states.values())
-    kept = {gate.name: (list(gate.backlog), gate.lines, gate.crowd) for gate in gates.values()}
-    tenants = {name: state.tenant() for name, state in states.items()}
-    stage = Stage(begin, gates, tenants, slots, partial)
-    stage.run([(max(job.since, states[job.tenant].as_of), job) for job in jobs], max(now, begin))
-    stopped = stage.events.stopped
-    end = max(now, begin) if stopped is None else stopped
-    moved = [job for job in stage.moved if isinstance(job, StoredJob)]
-    for gate in gates.values():
-        gate.backlog, gate.lines, gate.crowd = kept[gate.name]
-        gate.processed = end
-    for job in moved:
-        _leave(gates[job.gate], states[job.tenant], job)
-    for name, state in states.items():
-        state.zeros, state.running = tenants[name].zeros, tenants[name].running
-        for line in state.lines.values():
-            _save(line, gates[line.gate], tenants[name], end, (name, line.gate) in partial)
-    for time, kind, _, job in stage.events:
-        if kind in (ARRIVE, RETURN):
-            states[job.tenant].line(job.gate).due_by(time)
-    for gate in gates.values():
-        _when(gate, end)
-    return moved
-
-
-def _leave(gate: SharedGate, state: TenantState, job: StoredJob) -> None:
-    state.waiting -= 1
-    if not job.paid:
-        state.add_work(job.cost, -1)
-    gate.count(job.cost, -1)
-    gate.leave(state)
-    if job.state is not RUNNING:
-        gate.give_up(job.sequence, job.since)
-
-
-def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, partial: bool) -> None:
-    """Where the tenant's line stands now, and its tag."""
-    finish = gate.fair.finish.get(tenant.name)
-    if finish is not None:
-        line.finish, line.period = finish, gate.fair.period
-    line.due = line.start = line.front = None
-    here = tenant.lines.get(gate.name)
-    head = None if here is None else here.head(True)
-    if head is not None:
-        line.front = head.key
-    if here is None or here.front is None or here.placed is None:
-        if line.waiting and partial and (here is None or here.empty):
-            line.due = end
-    elif here.agenda in (gate.eligible, gate.calling, gate.holding):
-        line.start, line.front = here.placed[:2]
-        line.calls = here.agenda is not gate.eligible
-    else:
-        line.due = here.placed[0]
-
-
-def _when(gate: SharedGate, end: int) -> None:
-    """When somebody can pass at the earliest, and when one can who needs no worker."""
-    gate.due = gate.calls = None
-    gate.crowded = False
-    if gate.eligible.first() is None and gate.limit is None:
-        gate.stuck = None
-    turn = gate.turn(gate.free > 0)
-    if turn is None or turn[2].front is None:
-        if gate.limit is not None and gate.free > 0:
-            gate.due = gate.calls = end  # all who were loaded are gone
-        return
-    gate.due = _ready(gate, turn[2], end)
-    calls = [head for head in (gate.holding.first(), gate.calling.first() if gate.free > 0 else None) if head]
-    if not calls:
-        return
-    first = min(calls)
-    gate.calls = _ready(gate, first[2], end)
-    if first is not turn:
-        since = gate.due if gate.stuck is None else gate.stuck
-        gate.calls = max(gate.calls, since + PATIENCE)
-
-
-def _ready(gate: SharedGate, line: Line, end: int) -> int:
-    if line.front is None:
-        return end
-    return max(end, gate.paused_until, gate.ready(gate.shape.amounts(line.front.cost)))

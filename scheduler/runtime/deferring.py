@@ -26,10 +26,11 @@ class Deferring:
         self._room = whole("max_deferred", most, 1)
         self._closed = False
 
-    def end(self) -> None:
-        """One of them is over."""
-        self._room += 1
-        self.wake.set()
+    def end(self, deferred: bool) -> None:
+        """A job is over, one of them or another."""
+        if deferred:
+            self._room += 1
+            self.wake.set()
 
     def close(self) -> None:
         """Take no more."""

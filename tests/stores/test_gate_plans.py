@@ -180,7 +180,7 @@ OPERATIONS: dict[str, tuple[Operation, set[str]]] = {
     "claim without slots": (claim_in_vain, {"line_due", "line_standing", "line_pkey"}),
     "heads": (heads, {"line_standing", "line_due"}),
     "next": (next_, {"line_due", "tenant_due"}),
-    "home_due": (home_due, {"line_due"}),
+    "home_due": (home_due, {"line_pkey"}),
     "submit": (submit, {"line_standing", "line_pkey", "tenant_pkey"}),
     "submit that is refused": (submit_strict, {"line_standing", "line_pkey"}),
     "settle": (settle, {"job_pkey", "tenant_pkey", "line_pkey"}),

@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncpg import Connection
 
-from scheduler.core import stage
+from scheduler.core import passage
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.claiming import AHEAD, CALLERS, JOBS, Claimed, save, tell
@@ -47,7 +47,7 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
     now = locked.not_before(found["now"])
     end = now if found["latest"] is None else min(now, found["latest"])
     _limit(locked, min(slots, HEADS), now)
-    moved = stage.claim(locked.gates, locked.states, jobs, slots, end, _partial(jobs, found["each"]))
+    moved = passage.claim(locked.gates, locked.states, jobs, slots, end, _partial(jobs, found["each"]))
     _come_back(locked, tenants)
     sooner = locked.sooner()
     claimed = await save(connection, locked, moved, back, worker, now, lease)
@@ -85,7 +85,7 @@ def _limit(locked: Locked, slots: int, now: int) -> None:
                 stand[line.gate, line.calls].append((line.start, line.front))
     for name, gate in locked.gates.items():
         limits = [sorted(stand[name, True])[CALLERS]] if len(stand[name, True]) > CALLERS else []
-        if len(stand[name, False]) > slots and not stage.is_crowded(gate, slots, now):
+        if len(stand[name, False]) > slots and not passage.is_crowded(gate, slots, now):
             limits.append(sorted(stand[name, False])[slots])
         gate.limit = min(limits, default=None)
 

@@ -1,7 +1,8 @@
 -- The time, when a waiting caller's lease or a deadline ends, and those of some tenants of which something will be
 -- due, or is for a caller or a continuation: one that is due with a job before all of these waits for a worker. A row
 -- at least.
-with clock as materialized (select waitline.now_ns() as now)
+with clock as materialized (select waitline.now_ns() as now),
+own as materialized (select due from waitline.line where tenant = any($1::text[]))
 select
     clock.now, t.name as tenant, t.due, t.as_of,
     least(
@@ -20,7 +21,7 @@ select
         (select deadline from waitline.job where state = 0 and deadline is not null order by deadline limit 1)
     ) as lost,
     least(
-        (select min(due) from waitline.line where tenant = any($1::text[])), (select min(calls) from waitline.gate)
+        (select min(due) from own), (select min(calls) from waitline.gate)
     ) as gates
 from clock
 left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null and (
