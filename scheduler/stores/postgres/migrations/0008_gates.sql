@@ -84,9 +84,12 @@ create function waitline.lock_tenants(names text[]) returns table (
 )
     language plpgsql volatile as $$
 #variable_conflict use_column
+declare
+    locked text[];
 begin
     perform from waitline.gate order by name for update;
-    perform from waitline.tenant where name = any(names) order by name for update;
+    -- Those that were locked, and none that was made while these locks were waited for.
+    locked := array(select name from waitline.tenant where name = any(names) order by name for update);
     -- Statements of their own, so that they see what was committed while the locks were waited for.
     return query
         select (select json_agg(g)::text from waitline.gate as g), null::text, null::text, null::smallint, null::text,
@@ -96,7 +99,7 @@ begin
             null::text, t.name, t.quota, t.origin, t.zeros::text, t.work::text, t.running, t.waiting, t.as_of, t.due, t.echo,
             (select json_agg(l)::text from waitline.line as l where l.tenant = t.name)
         from waitline.tenant as t
-        where t.name = any(names)
+        where t.name = any(locked)
         order by t.name;
 end
 $$;
