@@ -122,14 +122,14 @@ class Home(Leaving):
             self._tell(() if claimed is None else claimed.callers)
 
     async def _claim(self, connection: Connection, tenants: Sequence[str]) -> Claimed | None:
-        about = self._store.about()
-        claimed = await claiming.claim_callers(connection, self.name, tenants, about, self._lease_ns)
-        if claimed is not None:
-            self._dues.note(claimed.blocked)
-        if self._hearing.gates:
+        about, passed = self._store.about(), None
+        if self._hearing.gates:  # first: gates are locked before tenants
             passed = await gating.claim(connection, self.name, 0, about, self._lease_ns)
-            claimed = passed if claimed is None else claimed.beside(passed)
-        return claimed
+        claimed = await claiming.claim_callers(connection, self.name, tenants, about, self._lease_ns)
+        if claimed is None:
+            return passed
+        self._dues.note(claimed.blocked)
+        return claimed.beside(passed)
 
     def give_back(self, caller: int, tenant: str) -> None:
         """A caller wants no more of it: it leaves its line, or gives back all that it was granted."""
