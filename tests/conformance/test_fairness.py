@@ -93,6 +93,14 @@ async def test_more_tenants_stand_there_than_a_claim_takes_jobs(dsn: str) -> Non
         made.shares.check(least=4)
 
 
+async def test_a_claim_goes_no_further_than_the_jobs_that_it_knows(dsn: str) -> None:
+    """Of a long line it loads the first jobs only: nobody passes behind the last of them."""
+    async with market(dsn, {"a": 1.0, "b": 9.0}, Quota(concurrency=120)) as made:
+        await crowd(made, 250)
+        await made.tick(1)
+        made.shares.check(least=100)
+
+
 @pytest.mark.parametrize("claimers", [2, 4])
 async def test_claims_that_race_pass_tenants_in_fair_order(dsn: str, claimers: int) -> None:
     async with market(dsn, WEIGHTED, QUICK, slots=2, claimers=claimers, late=50 * MS) as made:
