@@ -146,6 +146,7 @@ class Stage(Engine):
             super()._join_gate(line)
         else:
             line.agenda = gate.calling
+            gate.fair.enter(line.tenant.name)
             line.agenda.put((gate.fair.start(line.tenant.name), front.key, line))
             self.touched[gate] = None
 
@@ -249,6 +250,7 @@ def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, partial: 
     finish = gate.fair.finish.get(tenant.name)
     if finish is not None:
         line.finish, line.period = finish, gate.fair.period
+    line.entered = gate.fair.entered.get(tenant.name)
     line.due = line.start = line.front = None
     here = tenant.lines.get(gate.name)
     head = None if here is None else here.head(True)

@@ -24,6 +24,7 @@ create table waitline.line (
     calls boolean not null default false,
     finish numeric(60) not null default 0,
     period bigint not null default 0,
+    entered numeric(60),
     primary key (tenant, gate),
     check (start is null or front is not null),
     check (waiting > 0 or (due is null and front is null))
@@ -34,6 +35,7 @@ comment on column waitline.line.start is 'While its head stands there: the tag b
 comment on column waitline.line.front is 'The key of its head, which decides between equal tags; null if it is yet to be found.';
 comment on column waitline.line.calls is 'That head needs no worker.';
 comment on column waitline.line.finish is 'The finish tag of the tenant, made in that busy period of the gate.';
+comment on column waitline.line.entered is 'The virtual time at which its heads came to stand there, of which one has been there ever since; null if none is.';
 create index line_due on waitline.line (due) where due is not null;
 create index line_standing on waitline.line (gate, calls, start, front) where start is not null;
 create index line_idle on waitline.line (gate) where waiting = 0;
