@@ -6,6 +6,9 @@ the smallest S is served, which sets ``V = S`` and the tenant's finish tag ``F =
 time in which two tenants stay backlogged, the services they got per weight differ by at most one largest job
 each.
 
+While a tenant stands there its tags go by its own `F` alone. That falls below `V` only if less was used than
+was charged: it gets that back, though others were served meanwhile. Who comes from elsewhere begins at `V`.
+
 When nobody waits at the gate a busy period ends: every tag is forgotten, so an idle tenant saves up no credit
 and a tenant with no debt costs no memory. Tags are integers: cost and weight are scaled once.
 """
@@ -31,20 +34,30 @@ def fair_cost(shape: Shape, amounts: Amounts) -> int:
 class FairOrder:
     """The tags of one gate: its virtual time, tenants' finish tags, and the number of the busy period.
 
-    `served`: whether anybody was, in this busy period.
+    `entered`: of those who stand there, the virtual time when they came. `served`: whether anybody was, in
+    this busy period.
     """
 
-    __slots__ = ("finish", "period", "served", "virtual")
+    __slots__ = ("entered", "finish", "period", "served", "virtual")
 
     def __init__(self) -> None:
         self.period = 1
         self.served = False
         self.virtual = 0
         self.finish: dict[str, int] = {}
+        self.entered: dict[str, int] = {}
 
     def start(self, tenant: str) -> int:
         """The start tag of a tenant's head that becomes eligible now."""
-        return max(self.virtual, self.finish.get(tenant, 0))
+        return max(self.entered.get(tenant, self.virtual), self.finish.get(tenant, 0))
+
+    def enter(self, tenant: str) -> None:
+        """A tenant's head stands here, as one before it may have until now."""
+        self.entered.setdefault(tenant, self.virtual)
+
+    def leave(self, tenant: str) -> None:
+        """No head of a tenant stands here any more."""
+        self.entered.pop(tenant, None)
 
     def serve(self, tenant: str, start: int, step: int, reached: int) -> int:
         """Account for a grant with start tag `start` that costs `step`; virtual time has `reached` this."""
@@ -76,6 +89,7 @@ class FairOrder:
             self.served = False
             self.finish.clear()
             self.period += 1
+        self.entered.clear()
         self.virtual = 0
 
 

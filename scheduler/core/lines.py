@@ -41,6 +41,7 @@ class Lines(Register):
         tenant, gate = line.tenant, line.gate
         if tenant.lines.get(gate.name) is line:
             del tenant.lines[gate.name]
+            gate.fair.leave(tenant.name)
             gate.lines -= 1
             gate.crowd = gate.crowd - tenant.shape.share if gate.lines else 0.0
             self._fade(tenant, time)
@@ -146,6 +147,7 @@ class Lines(Register):
         """
         front, tenant = line.front, line.tenant
         if front is None:
+            line.gate.fair.leave(tenant.name)
             return reserved
         only = tenant.shape.only
         if only is not None and front.plain:
@@ -156,6 +158,7 @@ class Lines(Register):
         if ready <= time:
             self._join_gate(line)
             return reserved
+        line.gate.fair.leave(tenant.name)
         line.agenda = self.events
         self.events.put((ready, HEAD if own > reserved else BEHIND, front.key, line))
         return ready
@@ -165,6 +168,7 @@ class Lines(Register):
         gate, front = line.gate, line.front
         if front is not None:
             line.agenda = gate.eligible if front.holder is None else gate.holding
+            gate.fair.enter(line.tenant.name)
             line.agenda.put((gate.fair.start(line.tenant.name), front.key, line))
             self.touched[gate] = None
 

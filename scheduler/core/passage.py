@@ -75,6 +75,7 @@ def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, partial: 
     finish = gate.fair.finish.get(tenant.name)
     if finish is not None:
         line.finish, line.period = finish, gate.fair.period
+    line.entered = gate.fair.entered.get(tenant.name)
     line.due = line.start = line.front = None
     here = tenant.lines.get(gate.name)
     head = None if here is None else here.head(True)

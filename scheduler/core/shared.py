@@ -141,7 +141,7 @@ class SharedGate(Gate):
         line = state.line(self.name)
         line.waiting -= 1
         if not line.waiting:
-            line.due = line.start = line.front = None
+            line.due = line.start = line.front = line.entered = None
             self.lines -= 1
             self.crowd = self.crowd - state.shape.share if self.lines else 0.0
 
@@ -204,11 +204,13 @@ class SharedGate(Gate):
     # --- while lines are here -----------------------------------------------------------------------
 
     def here(self, states: Iterable[TenantState]) -> None:
-        """Know the finish tags of these tenants."""
+        """Know the tags of these tenants."""
         for state in states:
             line = state.lines.get(self.name)
             if line is not None and line.period == self.fair.period:
                 self.fair.finish[state.name] = line.finish
+            if line is not None and line.entered is not None:
+                self.fair.entered[state.name] = line.entered
 
     def ready(self, amounts: Amounts) -> int:
         """See `Account.ready`; not before the last change."""

@@ -76,8 +76,9 @@ class LineState:
     `waiting`: jobs in line or outside for a while. `due`: the first time at which its head can come to stand
     at the gate, None if that takes a change. `front`: the key of that head, None if it is yet to be found.
     While it stands there, `start` is its tag, and `calls` says that it needs no worker. `finish`: the
-    tenant's finish tag, made in that busy `period`. `step`: the `after` of the rung that the tenant took
-    last at this gate, in nanoseconds; 0 once its waits are shorter than that.
+    tenant's finish tag, made in that busy `period`. `entered`: the virtual time when it came to stand there.
+    `step`: the `after` of the rung that the tenant took last at this gate, in nanoseconds; 0 once its waits
+    are shorter than that.
     """
 
     gate: str
@@ -89,6 +90,7 @@ class LineState:
     calls: bool = False
     finish: int = 0
     period: int = 0
+    entered: int | None = None
     step: int = 0
 
     def due_by(self, time: int) -> None:

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import NS, Quota, Rate
-from scheduler.core.signals import Upstream
+from scheduler.core.signals import Answer, Signal, Upstream
+from scheduler.stores.postgres.gates import hear
+from scheduler.stores.values import Heard
 from tests.conformance.record import Record
 from tests.conformance.sides import same
+from tests.conformance.stored import Stored, opened
 from tests.conformance.test_traces import LATE, bounds, few
 from tests.core.play import MS, Op, ops, quotas, rates, token_rates
 
@@ -46,6 +49,30 @@ async def test_a_gate_with_slots(dsn: str) -> None:
     script = [Op("offer", gate="x", tenant=tenant) for tenant in "aabb"]
     script += [Op("settle", gap=100 * MS, pick=job) for job in range(4)]
     await same(dsn, {"a": FREE, "b": FREE}, script, gates=one(Quota(concurrency=1)))
+
+
+async def test_a_promise_counts_the_jobs_that_no_claim_has_loaded(dsn: str) -> None:
+    """Of long lines claims load the first jobs only: all of them are work before a newcomer."""
+    script = [Op("offer", gate="x", tenant=tenant) for tenant in "a" * 40 + "b" * 20]
+    script += [Op("advance", gap=3 * NS)]
+    script += [Op("offer", gate="x", tenant=tenant, policy=Policy.strict()) for tenant in "abc"]
+    await same(dsn, dict.fromkeys("abc", FREE), script, gates=one(Quota(Rate(1))), slots=1)
+
+
+async def test_who_still_waits_at_a_closed_gate_is_refused_by_the_next_claim(dsn: str) -> None:
+    """Whoever closed it died before all were refused."""
+    quotas = dict.fromkeys("abc", FREE)
+    async with opened(dsn) as store:
+        await store.hearing.declare(one(Quota(concurrency=1)))
+        stored = await Stored(store, quotas).run([Op("offer", gate="x", tenant=name) for name in "aaabbc"])
+        claim = stored.running[0]
+        heard = Heard("x", claim.id, "a", claim.cost, claim.slot, Signal(Answer.SPEND_LIMIT))
+        async with store._connections.transaction() as connection:
+            assert (await hear(connection, [heard]))[1] == ["x"]
+        await stored.pump()
+        assert (await stored.record()).ends == dict.fromkeys(range(1, 6), "spend_limit")
+        told = await store.rows("select result from waitline.job where state = 3")
+        assert len(set(told)) == 5, "each another time"
 
 
 gates = st.builds(

@@ -72,9 +72,13 @@ def check_gates(engine: Engine, waiting: list[Entry]) -> None:
         assert abs(gate.crowd - sum(line.tenant.shape.share for line in lines)) < 1e-6
         if not gate.backlogged:
             assert not gate.fair.finish
+            assert not gate.fair.entered
             assert gate.placed is None
-        lowest = min([item[0] for item in (*gate.eligible, *gate.holding)], default=None)
-        assert lowest is None or gate.fair.virtual <= lowest
+        standing = {item[2].tenant.name: item[0] for item in (*gate.eligible, *gate.holding)}
+        assert standing.keys() == gate.fair.entered.keys()
+        for name, tag in standing.items():
+            assert tag >= gate.fair.entered[name]
+            assert tag >= gate.fair.virtual or tag <= gate.fair.finish[name], "only who was served has credit"
 
 
 def check_sessions(engine: Engine, jobs: list[Entry]) -> None:

@@ -181,9 +181,6 @@ def test_who_uses_more_than_was_estimated_gains_nothing() -> None:
     assert used["liar"] == pytest.approx(used["honest"], rel=0.15)
 
 
-@pytest.mark.xfail(
-    reason="a correction below the virtual time is lost, so that this one is served by estimates"
-)
 def test_who_uses_less_than_was_estimated_loses_nothing() -> None:
     """A tenth, all the time: the shares of what was used are equal again."""
     market = Market({"careful": 1, "exact": 1})

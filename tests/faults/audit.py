@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 
 from scheduler.stores.postgres.rows import read_numbers
+from tests.faults.audit_gate import GATES, gate_is_passed_by_law
 from tests.faults.audit_tenant import ROUNDING, Row, tenant_is_served_by_law
 
 WITNESS = Path(__file__).with_name("audit.sql")
@@ -29,6 +30,7 @@ class Evidence:
     starts: list[Row]
     accepted: list[Row]
     max_attempts: int
+    gates: list[Row] = field(default_factory=list)
     blocks: list[Row] = field(default_factory=list)
     """Starts of callers."""
     wishes: Mapping[int, bool] = field(default_factory=dict)
@@ -56,6 +58,7 @@ async def collect(dsn: str, folder: Path, max_attempts: int, forgotten: Sequence
     try:
         jobs = await connection.fetch("select * from waitline.job order by id")
         tenants = await connection.fetch("select *, zeros::text as z, work::text as w from waitline.tenant")
+        gates = await connection.fetch(GATES)
         events = [dict(row) for row in await connection.fetch("select * from public.event order by number")]
         sessions = await connection.fetchval(
             "select count(*) from waitline.session where tenant = any($1)", list(forgotten)
@@ -70,6 +73,7 @@ async def collect(dsn: str, folder: Path, max_attempts: int, forgotten: Sequence
         starts=read_lines(folder / "starts"),
         accepted=read_lines(folder / "accepted"),
         max_attempts=max_attempts,
+        gates=[dict(row) for row in gates],
         blocks=list(_timed(read_lines(folder / "blocks"), events)),
         wishes={line["job"]: line["used"] for line in read_lines(folder / "wishes")},
         forgotten=forgotten,
@@ -104,6 +108,7 @@ def violations(found: Evidence) -> list[str]:
         *nothing_leaks(found),
         *forgotten_is_gone(found),
         *(text for tenant in found.tenants for text in one_tenant(found, tenant)),
+        *(text for gate in found.gates for text in one_gate(found, gate)),
     ]
 
 
@@ -115,6 +120,10 @@ def one_tenant(found: Evidence, row: Row) -> Iterator[str]:
     )
     anew = found.time if name in found.forgotten else None
     return tenant_is_served_by_law(row, events, starts, blocks, found.wishes, anew)
+
+
+def one_gate(found: Evidence, row: Row) -> Iterator[str]:
+    return gate_is_passed_by_law(row, found.events, found.starts, found.blocks, found.wishes)
 
 
 def accepted_is_kept(found: Evidence) -> Iterator[str]:

@@ -55,6 +55,8 @@ def tenant_is_served_by_law(
     yield from starts_keep_the_rate(name, scale, [*starts, *blocks], returned)
     if not left <= wishes.keys():
         return  # of one that was lost, and came back: what it wanted is not known
+    if not any(event["what"] == "granted" for event in events):
+        return  # nothing was ever taken from it: it is as full as it was made, whenever that was
     zero, kept = replay(scale, events, back), read_numbers(row["z"])[0]
     same = zero == kept if anew is None else scale.level(zero, anew) == scale.level(kept, anew)
     if not same:

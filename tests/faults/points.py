@@ -20,6 +20,7 @@ from asyncpg.connection import Connection
 from asyncpg.transaction import Transaction
 
 from scheduler.stores.postgres import PostgresStore, plain
+from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.home import Home
 from scheduler.stores.postgres.statements import statement
 
@@ -30,6 +31,7 @@ OPERATIONS: tuple[tuple[type, str, str], ...] = (
     (PostgresStore, "_submit", "submit"),
     (PostgresStore, "beat", "beat"),
     (PostgresStore, "forget", "forget"),
+    (Hearing, "_write", "hear"),
     (Home, "_join", "join"),
     (Home, "_grant", "grant"),
     (Home, "_give_back", "back"),
@@ -43,6 +45,9 @@ STATEMENTS = {
     "claimed": "select * from waitline.claim_plain(",
 }
 """How the statements begin that have points of their own."""
+
+AT_GATES = "select waitline.gate_lines("
+"""How the statement begins by which a claim at gates locks."""
 
 TRANSACTION = ("before", "locked", "commit", "sent", "after")
 
@@ -75,12 +80,13 @@ CALLER_POINTS = (
     "renew.sent",
 )
 FORGET_POINTS = tuple(f"forget.{moment}" for moment in UNSURE)
+HEAR_POINTS = tuple(f"hear.{moment}" for moment in UNSURE)
 
 OUTSIDE = "outside"
 """The name under which a kill at a random instant is counted."""
 
 WHO = {
-    "worker": (*WORKER_POINTS, *RESCUE_POINTS),
+    "worker": (*WORKER_POINTS, *RESCUE_POINTS, *HEAR_POINTS),
     "caller": CALLER_POINTS,
     "submitter": SUBMIT_POINTS,
     "plain": PLAIN_POINTS,
@@ -92,6 +98,12 @@ POINTS = (*(point for points in WHO.values() for point in points), OUTSIDE)
 
 HOLDERS = frozenset({*WHO["worker"], *WHO["caller"], OUTSIDE})
 """Points at which the process that dies can hold a grant itself."""
+
+GATED = frozenset(HEAR_POINTS)
+"""Points that nobody comes to without a gate."""
+
+UNGATED = frozenset({"claimed.sent", "claimed.after", "ended.sent", "ended.after", *PLAIN_POINTS})
+"""Points that nobody comes to with one: nothing is decided in one round trip there."""
 
 LOCKS = {"rescue": 2, "forget": 2}
 """Which answer that is not empty means that the locks are held, where it is not the first."""
@@ -174,6 +186,7 @@ class Trap:
             wrapped = self._operation(renamed.get(name, name), getattr(owner, method))
             setattr(owner, method, wrapped)
         setattr(Connection, "fetch", self._fetch(Connection.fetch))  # noqa: B010 - mypy forbids the plain way
+        setattr(Connection, "fetchval", self._fetchval(Connection.fetchval))  # noqa: B010
         setattr(Transaction, "__aexit__", self._leaving(Transaction.__aexit__))  # noqa: B010
 
     def _operation(self, name: str, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -204,13 +217,28 @@ class Trap:
             rows = await original(connection, query, *arguments, **settings)
             if single is not None and rows:
                 self.passed(f"{single}.after")
-            if passage is not None and rows and not passage.locked:
-                passage.answers += 1
-                if passage.locked:
-                    self.passed(f"{passage.operation}.locked")
+            if rows:
+                self._answered(passage)
             return rows
 
         return wrapped
+
+    def _fetchval(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @wraps(original)
+        async def wrapped(connection: Any, query: str, *arguments: Any, **settings: Any) -> Any:
+            found = await original(connection, query, *arguments, **settings)
+            if query.startswith(AT_GATES) and found is not None:
+                self._answered(_passage.get())
+            return found
+
+        return wrapped
+
+    def _answered(self, passage: Passage | None) -> None:
+        """An answer came that is not empty: if it is the one, the locks are held."""
+        if passage is not None and not passage.locked:
+            passage.answers += 1
+            if passage.locked:
+                self.passed(f"{passage.operation}.locked")
 
     def _leaving(self, original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @wraps(original)

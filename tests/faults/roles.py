@@ -12,13 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler import Job, Policy, Quota, Rate, Scheduler
+from scheduler import Answer, Job, Policy, Quota, Rate, Scheduler, Signal
 from scheduler.stores.postgres import PostgresStore, forgetting
 from scheduler.stores.postgres.connections import LOST
 from scheduler.worker import Worker
 from tests.faults.points import Trap
 
 PATIENT = Policy(max_wait=None, max_queue=100_000)
+
+OVERLOADED = 0.05
+"""The share of calls behind a gate of which the upstream says that it is overloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,10 @@ class Role:
     rate: float = 100.0
     burst: int = 10
     slots: int | None = None
+    gate_rate: float | None = None
+    """Of the gate that all tenants share, if there is one."""
+    gate_burst: int = 10
+    gate_slots: int | None = None
     keys: tuple[tuple[str, str], ...] = ()
     """Of a submitter: (tenant, key) of what it submits."""
     tenants: tuple[str, ...] = ()
@@ -62,6 +69,13 @@ class Role:
     @property
     def quota(self) -> Quota:
         return Quota(Rate(self.rate, burst=self.burst), concurrency=self.slots)
+
+    @property
+    def gate(self) -> Quota | None:
+        """The gate, if there is one. Whoever sets the stage declares it, and all others find it."""
+        if self.gate_rate is None:
+            return None
+        return Quota(Rate(self.gate_rate, burst=self.gate_burst), concurrency=self.gate_slots)
 
 
 class Log:
@@ -126,6 +140,9 @@ class Working:
         finally:
             self._inside -= 1
         self._ends.write(job=claim.id, tries=claim.tries, worker=self._role.name)
+        if job.gate:  # some answers take slots away from it, and the others give them back
+            short = self._draw.random() < OVERLOADED
+            job.hear(Signal(Answer.OVERLOADED if short else Answer.ACCEPTED))
         return {"job": claim.id, "tries": claim.tries}
 
     async def run(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from tests.faults.points import HOLDERS, OUTSIDE, POINTS, RESCUE_POINTS, WHO
+from tests.faults.points import GATED, HOLDERS, OUTSIDE, POINTS, RESCUE_POINTS, UNGATED, WHO
 from tests.faults.processes import Process
 from tests.faults.stage import Machine, Stage, crowd, stage
 from tests.faults.tally import Kill, Tally
@@ -45,6 +45,18 @@ def draw(rng: random.Random) -> tuple[int, dict[str, Any]]:
         "rate": rng.choice([20.0, 100.0, 142.0] if several else [100.0, 142.0]),
         "burst": rng.choice([1, 5, 20]),
         "slots": rng.choice([None, None, 3]) if several else None,
+    }
+
+
+def draw_gate(seed: int, number: int) -> dict[str, Any]:
+    """The gate of a round: every third one has one. Drawn apart, so that the others stay what they were."""
+    if number % 3 != 1:
+        return {}
+    rng = random.Random(f"gate {seed} {number}")
+    return {
+        "gate_rate": rng.choice([100.0, 200.0, 307.0]),
+        "gate_burst": rng.choice([1, 10, 50]),
+        "gate_slots": rng.choice([None, 30, 60]),
     }
 
 
@@ -102,7 +114,8 @@ class Round:
 
     def _choose(self) -> str:
         """One of the points that had the fewest, counting those that somebody is on the way to."""
-        had = {point: self._tally.in_flight(point) + self._chosen[point] for point in POINTS}
+        beyond = GATED if self._scene.defaults.get("gate_rate") is None else UNGATED
+        had = {p: self._tally.in_flight(p) + self._chosen[p] for p in POINTS if p not in beyond}
         fewest = min(had.values())
         point = self._rng.choice([point for point, number in had.items() if number == fewest])
         self._chosen[point] += 1
@@ -222,6 +235,7 @@ async def play(machine: Machine, seed: int, number: int, kills: int, tally: Tall
     rng = random.Random(f"{seed} {number}")
     tenants, settings = draw(rng)
     title = f"python -m tests.faults --seed {seed} --round {number} --kills {kills} --hits {tally.hits}"
+    settings |= draw_gate(seed, number)
     async with stage(machine, title, seed=rng.getrandbits(32), **settings) as scene:
         try:
             await Round(scene, rng, tenants, kills, tally).run()

@@ -222,7 +222,9 @@ async def stage(machine: Machine, title: str, *, seed: int = 0, **defaults: Any)
             built.defaults = {"seed": seed, **defaults}
             role = Role(name="", kind="", dsn=dsn, folder=name, **built.defaults)
             store = PostgresStore(dsn, migrate=False)
-            async with Scheduler(store=store, quotas=role.quota, policy=PATIENT) as scheduler:
+            async with Scheduler(
+                store=store, quotas=role.quota, gates=role.gate, policy=PATIENT
+            ) as scheduler:
                 built.scheduler = scheduler
                 yield built
                 await scheduler.aclose(drain=False)

@@ -12,8 +12,8 @@ from tests.faults.tally import Tally
 pytestmark = pytest.mark.timeout(60)
 
 
-async def test_a_dozen_deaths_at_random(server: Machine) -> None:
+async def test_some_deaths_at_random(server: Machine) -> None:
     tally = Tally()
-    await play(server, 1, 0, 12, tally)
-    assert tally.killed >= 10
-    assert sum(map(tally.in_flight, POINTS)) >= 8
+    await play(server, 1, 0, 6, tally)
+    assert tally.killed >= 5
+    assert sum(map(tally.in_flight, POINTS)) >= 4

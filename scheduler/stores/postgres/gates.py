@@ -29,6 +29,9 @@ async def look(connection: Connection) -> dict[str, SharedGate]:
 
 async def declare(connection: Connection, upstreams: Mapping[str, Upstream]) -> None:
     """Make gates that are not there, and give those that are what is said of them now."""
+    if upstreams.keys() - (await look(connection)).keys():
+        # Whoever has locked all gates has not locked one that comes after that: it comes when they are done.
+        await connection.execute("lock table waitline.gate in exclusive mode")
     locked = await Locked.these(connection, ())
     now = await locked.time(connection)
     changed = []

@@ -139,7 +139,7 @@ class Locked:
             await connection.execute(
                 statement("save_gates"),
                 *(zip(*gates, strict=True) if gates else ([], [], [], [], [])),
-                *(zip(*lines, strict=True) if lines else ([], [], [], [], [], [], [], [], [], [])),
+                *(zip(*lines, strict=True) if lines else ([], [], [], [], [], [], [], [], [], [], [])),
             )
         self._note()
 

@@ -24,6 +24,7 @@ create table waitline.line (
     calls boolean not null default false,
     finish numeric(60) not null default 0,
     period bigint not null default 0,
+    entered numeric(60),
     primary key (tenant, gate),
     check (start is null or front is not null),
     check (waiting > 0 or (due is null and front is null))
@@ -34,6 +35,7 @@ comment on column waitline.line.start is 'While its head stands there: the tag b
 comment on column waitline.line.front is 'The key of its head, which decides between equal tags; null if it is yet to be found.';
 comment on column waitline.line.calls is 'That head needs no worker.';
 comment on column waitline.line.finish is 'The finish tag of the tenant, made in that busy period of the gate.';
+comment on column waitline.line.entered is 'The virtual time at which its heads came to stand there, of which one has been there ever since; null if none is.';
 create index line_due on waitline.line (due) where due is not null;
 create index line_standing on waitline.line (gate, calls, start, front) where start is not null;
 create index line_idle on waitline.line (gate) where waiting = 0;
@@ -86,11 +88,12 @@ create function waitline.lock_tenants(names text[]) returns table (
 #variable_conflict use_column
 declare
     known text[];
+    locked text[];
 begin
     known := array(select name from waitline.gate order by name for update);
-    perform from waitline.tenant where name = any(names) order by name for update;
-    -- Statements of their own, so that they see what was committed while the locks were waited for; but for gates that
-    -- were made meanwhile, which are not locked.
+    locked := array(select name from waitline.tenant where name = any(names) order by name for update);
+    -- Statements of their own, so that they see what was committed while the locks were waited for; but for gates and
+    -- tenants that were made meanwhile, which are not locked.
     return query
         select (select json_agg(g)::text from waitline.gate as g where g.name = any(known)), null::text, null::text, null::smallint, null::text,
             null::text, null::integer, null::integer, null::bigint, null::bigint, null::text, null::text;
@@ -99,7 +102,7 @@ begin
             null::text, t.name, t.quota, t.origin, t.zeros::text, t.work::text, t.running, t.waiting, t.as_of, t.due, t.echo,
             (select json_agg(l)::text from waitline.line as l where l.tenant = t.name)
         from waitline.tenant as t
-        where t.name = any(names)
+        where t.name = any(locked)
         order by t.name;
 end
 $$;

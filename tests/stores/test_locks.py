@@ -1,0 +1,63 @@
+"""What a transaction decides over it has locked: also what was made while it waited for its locks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from scheduler import Quota, Upstream
+from scheduler.stores.postgres import gates
+from scheduler.stores.postgres.connections import PINNED
+from scheduler.stores.postgres.locked import Locked
+from tests.stores.test_plans import QUOTA
+
+
+@asynccontextmanager
+async def transaction(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(dsn, server_settings=PINNED)
+    try:
+        async with connection.transaction():
+            yield connection
+    finally:
+        await connection.close()
+
+
+async def blocked(connection: asyncpg.Connection) -> None:
+    """Wait until another transaction waits for a lock."""
+    while not await connection.fetchval("select count(*) from pg_locks where not granted"):
+        pass
+
+
+async def count(connection: asyncpg.Connection, tenant: str) -> None:
+    await connection.execute("update waitline.tenant set waiting = waiting + 1 where name = $1", tenant)
+
+
+async def test_a_tenant_that_was_made_while_others_were_waited_for(dsn: str) -> None:
+    """It was not there to be locked: whoever decides over it all the same undoes what others do."""
+    async with transaction(dsn) as first:
+        await Locked.made(first, {"zoo": QUOTA})
+    async with transaction(dsn) as second:
+        async with transaction(dsn) as first:
+            await Locked.these(first, ["zoo"])
+            await Locked.made(first, {"acme": QUOTA})
+            waits = asyncio.create_task(Locked.these(second, ["acme", "zoo"]))
+            await blocked(first)
+            await count(first, "zoo")
+        locked = await waits
+        assert locked.states.keys() == {"zoo"}
+        assert locked.states["zoo"].waiting == 1
+        assert (await Locked.these(second, ["acme", "zoo"])).states.keys() == {"acme", "zoo"}
+
+
+async def test_a_gate_is_made_when_nobody_decides_without_it(dsn: str) -> None:
+    async with transaction(dsn) as second:
+        async with transaction(dsn) as first:
+            assert not (await Locked.these(first, ())).gates
+            declares = asyncio.create_task(gates.declare(second, {"m": Upstream(Quota())}))
+            await blocked(first)
+            assert not (await Locked.these(first, ())).gates
+        await declares
+        assert (await Locked.these(second, ())).gates.keys() == {"m"}
