@@ -55,7 +55,7 @@ async def claim(connection: Connection, worker: str, most: int, lease: int) -> l
 async def step_aside(
     connection: Connection, locked: Locked, jobs: Sequence[int], now: int
 ) -> tuple[set[int], list[News]]:
-    """Let jobs that wait take the rungs that help; those that go another way now, and the news of it.
+    """Let jobs that wait, in that order, take the rungs that help; who goes another way now, and the news.
 
     Their tenants are locked. Those outside of their lines are looked at when they have been back for a while.
     """
@@ -70,18 +70,18 @@ async def step_aside(
     changed: list[StoredJob] = []
     outside = [row["id"] for row in waiting if row["place"] is None]
     wanted = {row["id"] for row in waiting} - set(outside)
-    for tenant, line in lines.items():
-        for job in [job for job in line if job.sequence in wanted and job.policy.ladder]:
-            state, before = locked.states[tenant], (job.gate, job.cost)
-            rungs = Rungs(now, locked.gates, state, line, deferred=deferred, most=job.most_deferred)
-            if rungs.step_aside(job, now):
-                aside.add(job.sequence)
-                deferred += job.deferred
-                _go(locked, job, before, now)
-                if job.deferred:
-                    line.remove(job)
-            news += rungs.news
-            changed.append(job)
+    here = {job.sequence: job for line in lines.values() for job in line if job.policy.ladder}
+    for job in [here[number] for number in jobs if number in wanted and number in here]:
+        state, line, before = locked.states[job.tenant], lines[job.tenant], (job.gate, job.cost)
+        rungs = Rungs(now, locked.gates, state, line, deferred=deferred, most=job.most_deferred)
+        if rungs.step_aside(job, now):
+            aside.add(job.sequence)
+            deferred += job.deferred
+            _go(locked, job, before, now)
+            if job.deferred:
+                line.remove(job)
+        news += rungs.news
+        changed.append(job)
     await _save(connection, locked, changed, outside, now)
     return aside, news
 
