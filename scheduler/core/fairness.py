@@ -51,9 +51,10 @@ class FairOrder:
         """The start tag of a tenant's head that becomes eligible now."""
         return max(self.entered.get(tenant, self.virtual), self.finish.get(tenant, 0))
 
-    def enter(self, tenant: str) -> None:
-        """A tenant's head stands here, as one before it may have until now."""
+    def enter(self, tenant: str) -> int:
+        """A tenant's head stands here, as one before it may have until now: its start tag."""
         self.entered.setdefault(tenant, self.virtual)
+        return self.start(tenant)
 
     def leave(self, tenant: str) -> None:
         """No head of a tenant stands here any more."""

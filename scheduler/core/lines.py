@@ -83,9 +83,8 @@ class Lines(Register):
         entry.alarm = None
 
     def _count_backlog(self, entry: Entry, sign: int) -> None:
-        gate = entry.shared
-        for index, amount in enumerate(gate.shape.amounts(entry.cost)):
-            gate.backlog[index] += sign * amount
+        for index, amount in enumerate(entry.shared.shape.amounts(entry.cost)):
+            entry.shared.backlog[index] += sign * amount
 
     # --- the front of a line ------------------------------------------------------------------------
 
@@ -168,8 +167,7 @@ class Lines(Register):
         gate, front = line.gate, line.front
         if front is not None:
             line.agenda = gate.eligible if front.holder is None else gate.holding
-            gate.fair.enter(line.tenant.name)
-            line.agenda.put((gate.fair.start(line.tenant.name), front.key, line))
+            line.agenda.put((gate.fair.enter(line.tenant.name), front.key, line))
             self.touched[gate] = None
 
     def _slots_changed(self, time: int) -> None:

@@ -155,8 +155,7 @@ class Stage(Engine):
             super()._join_gate(line)
         else:
             line.agenda = gate.calling
-            gate.fair.enter(line.tenant.name)
-            line.agenda.put((gate.fair.start(line.tenant.name), front.key, line))
+            line.agenda.put((gate.fair.enter(line.tenant.name), front.key, line))
             self.touched[gate] = None
 
     def _stops(self, line: Line, front: Entry, time: int) -> bool:
