@@ -9,6 +9,7 @@ from scheduler.core.policy import Cause, Reason
 from scheduler.core.quota import NS, instance
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, QuotaExceeded
 from scheduler.runtime.job import Ticket
+from scheduler.runtime.values import Receipt
 from scheduler.stores.protocol import Store
 from scheduler.stores.values import RUNNING, STATES, Known, Outcome
 
@@ -95,6 +96,22 @@ class DurableTicket(Ticket):
     def expected(self) -> float:
         """Seconds from submit at which it is expected to start, or did."""
         return (self._known.expected - self._known.arrival) / NS
+
+    @property
+    def receipt(self) -> Receipt:
+        """How the job is, or was, served, as far as is known: `look` asks; a `Reply` has one of its own."""
+        known, plan = self._known, self._known.plan
+        return Receipt(
+            rung=None if plan is None else plan.rung - 1,
+            predicted=None if plan is None else plan.predicted / NS,
+            model=None if plan is None else plan.model,
+            max_tokens=None if plan is None else plan.max_tokens,
+            deferred=plan is not None and plan.deferred,
+            waited=max(0, (known.slot or known.expected) - known.arrival) / NS,
+            gate=known.gate,
+            cost=known.cost,
+            usage=None,
+        )
 
     @property
     def delayed_by(self) -> frozenset[Cause]:

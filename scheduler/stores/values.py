@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from scheduler.core.learning import Knobs
 from scheduler.core.owing import Owed
 from scheduler.core.policy import Policy
-from scheduler.core.quota import Cost, Quota, Usage
+from scheduler.core.quota import ONE, Cost, Quota, Usage
 from scheduler.core.signals import Signal
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = range(5)
@@ -81,6 +81,16 @@ class Request:
         return sha256(f"{self.session!r} {self.prompt}".encode()).digest()
 
 
+class Plan(NamedTuple):
+    """How a job is served that has a ladder: as a `Receipt` says it, with `predicted` in nanoseconds."""
+
+    rung: int
+    predicted: int
+    model: str | None
+    max_tokens: int | None
+    deferred: bool = False
+
+
 class Accepted(NamedTuple):
     """A job that is committed. `new` False: it was before, under the same key.
 
@@ -102,7 +112,7 @@ class Accepted(NamedTuple):
 
 
 class Known(NamedTuple):
-    """How a job stands."""
+    """How a job stands; how it is served too, where that was asked."""
 
     id: int
     tenant: str
@@ -111,16 +121,10 @@ class Known(NamedTuple):
     arrival: int
     promised: int
     expected: int
-
-
-class Plan(NamedTuple):
-    """How a job is served that has a ladder: as a `Receipt` says it, with `predicted` in nanoseconds."""
-
-    rung: int
-    predicted: int
-    model: str | None
-    max_tokens: int | None
-    deferred: bool = False
+    slot: int | None = None
+    gate: str = ""
+    cost: Cost = ONE
+    plan: Plan | None = None
 
 
 class Claim(NamedTuple):

@@ -40,6 +40,10 @@ async def test_a_job_that_would_wait_too_long_goes_through_another_gate(dsn: str
     async with gated(dsn, TWO, told) as scheduler:
         first = await scheduler.submit("a", "x", gate="large", policy=SMALL)
         second = await scheduler.submit("a", "x", gate="large", policy=SMALL)
+        ticket: Any = await scheduler.enqueue("a", "x", gate="large", policy=SMALL)
+        await ticket.result()
+        receipt = (await ticket.look()).receipt
+        assert (receipt.rung, receipt.gate, receipt.model, receipt.usage) == (0, "small", "small", None)
     assert (first["rung"], first["gate"], first["model"]) == (None, "large", None)
     assert (second["rung"], second["gate"], second["model"]) == (0, "small", "small")
     assert second["predicted"] == pytest.approx(3600, rel=0.01)

@@ -234,7 +234,7 @@ def plan_of(row: Record) -> Plan | None:
     """How a granted job is served, if that is another way than the usual; a dark ladder only tells."""
     if row["ladder"] is None or not row["rung"] or rows.read_ladder(row["ladder"], None)[0].dark:
         return None
-    return Plan(row["rung"], row["predicted"], row["model"], row["max_tokens"])
+    return Plan(row["rung"], row["predicted"], row["model"], row["max_tokens"], row.get("deferred") or False)
 
 
 def _claims(granted: Sequence[StoredJob], saved: Sequence[Record], lease: int) -> list[Claim]:

@@ -226,7 +226,10 @@ class PostgresStore(Keeping):
         """How a job stands; None if the tenant has none of that number."""
         async with self._connections.connection() as connection:
             row = await connection.fetchrow(statement("look"), job, tenant)
-        return None if row is None else Known(*row)
+        if row is None:
+            return None
+        cost, gate = rows.cost_of(*row["cost"]), row["gate"] or ""
+        return Known(*(*row,)[:7], row["slot"], gate, cost, claiming.plan_of(row))
 
     def await_outcome(self, job: int, tenant: str | None = None) -> asyncio.Future[Outcome]:
         """What will become of a job. All who ask in this process share it: shield it from a cancellation.

@@ -11,6 +11,7 @@ select
         where other.tenant = j.tenant and other.gate = j.gate and other.turn is not null
             and (other.turn, coalesce(other.holder, other.id)) < (j.turn, j.id)
     ) as position,
-    j.arrival, j.promised, coalesce(j.slot, greatest(j.promised, coalesce(j.returns, 0))) as expected
+    j.arrival, j.promised, coalesce(j.slot, greatest(j.promised, coalesce(j.returns, 0))) as expected,
+    j.slot, j.gate, j.cost, j.ladder, j.rung, j.predicted, j.model, j.max_tokens, j.deferred
 from waitline.job as j
 where j.id = $1 and j.tenant = $2
