@@ -229,7 +229,7 @@ class PostgresStore(Keeping):
         if row is None:
             return None
         cost, gate = rows.cost_of(*row["cost"]), row["gate"] or ""
-        return Known(*(*row,)[:7], row["slot"], gate, cost, claiming.plan_of(row))
+        return Known._make([*tuple(row)[:7], row["slot"], gate, cost, claiming.plan_of(row)])
 
     def await_outcome(self, job: int, tenant: str | None = None) -> asyncio.Future[Outcome]:
         """What will become of a job. All who ask in this process share it: shield it from a cancellation.
