@@ -195,7 +195,8 @@ class Worker:
     @property
     def _room(self) -> int:
         """How many jobs more it can take; many that have ended and are not recorded yet count as well."""
-        return min(self._concurrency - self._running, 2 * self._concurrency - len(self._tries))
+        unrecorded = len(self._tries) - self._deferring.taken
+        return min(self._concurrency - self._running, 2 * self._concurrency - unrecorded)
 
     async def _take_deferred(self, group: asyncio.TaskGroup) -> None:
         async for claim in self._deferring.take(self._store, self.name):

@@ -52,6 +52,8 @@ def claim(
         state.zeros, state.running = tenants[name].zeros, tenants[name].running
         for line in state.lines.values():
             _save(line, gates[line.gate], tenants[name], end, (name, line.gate) in partial)
+            if line.waiting and (name, line.gate) in stage.skipped:
+                line.due = max(line.due or 0, end + PATIENCE)
     for time, kind, _, job in stage.events:
         if kind in (ARRIVE, RETURN):
             states[job.tenant].line(job.gate).due_by(time)

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from scheduler.core.quota import instance, nanoseconds, whole
 
+LONGEST_NAME = 512
+"""Characters in the name of a model or a gate."""
+
 
 class Reason(StrEnum):
     """Why a job was refused. The value is the metric label and `ErrRateLimited.reason`."""
@@ -83,8 +86,12 @@ class Rung:
             value = getattr(self, name)
             if value is not None and not instance(name, value, str):
                 raise ValueError(f"{name}: must not be empty, got {value!r}")
-        if self.max_tokens is not None:
-            whole("max_tokens", self.max_tokens, 1)
+            if value is not None and not (value.isprintable() and len(value) <= LONGEST_NAME):
+                raise ValueError(
+                    f"{name}: must be printable, at most {LONGEST_NAME} characters, got {value!r}"
+                )
+        if self.max_tokens is not None and whole("max_tokens", self.max_tokens, 1) >= 1 << 31:
+            raise ValueError(f"max_tokens: must be below 2^31, got {self.max_tokens!r}")
         if self.defer not in (None, "batch"):
             raise ValueError(f"defer: must be 'batch' or None, got {self.defer!r}")
         if (self.model, self.gate, self.max_tokens, self.defer) == (None, None, None, None):

@@ -117,8 +117,10 @@ def coming(gate: Gate) -> Iterator[None]:
     """Look ahead without the slots that those will take who come to a gate now."""
     taken = gate.coming if isinstance(gate, SharedGate) else 0
     gate.free -= taken
-    yield
-    gate.free += taken
+    try:
+        yield
+    finally:
+        gate.free += taken
 
 
 def join(state: TenantState, gate: SharedGate, job: StoredJob, now: int, outside: bool) -> None:

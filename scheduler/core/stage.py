@@ -66,6 +66,7 @@ class Stage(Engine):
         self.tenants = dict(tenants)
         self.events = Events()
         self.begin = begin
+        self.skipped: set[Name] = set()
         self.partial = partial
         if slots <= 0:
             self.root.free = 0
@@ -102,6 +103,9 @@ class Stage(Engine):
     def _join(self, job: StoredJob, time: int) -> Line | None:
         """Let a job into its line, if it can still fit; that is not arranged anew by this."""
         refusal = self._refusal(job, time)
+        if refusal is not None and job.climbs:
+            self.skipped.add((job.tenant, job.gate))
+            return None  # it may go another way: somebody looks at its ladder
         if refusal is not None:
             job.state, job.refusal, job.since = REFUSED, refusal, time
             self.moved.append(job)
@@ -120,7 +124,7 @@ class Stage(Engine):
         never = job.owner.shape.never(job.cost) or gate.shape.never(job.cost)
         if never is not None:
             return Refusal(Reason.NEVER, 0, never)
-        if gate.closed_until is not None and gate.probe_id != job.sequence and not job.climbs:
+        if gate.closed_until is not None and gate.probe_id != job.sequence:
             return Refusal(Reason.SPEND_LIMIT, gate.wait_of_refused(gate.opens, time))
         return None
 

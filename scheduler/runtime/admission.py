@@ -31,7 +31,8 @@ def hear(store: Store, turn: Turn, signal: Signal) -> None:
 
 def ensure_open(store: Store, turn: Turn) -> None:
     """Raise `ErrRateLimited` if the gate of a turn was closed since its grant."""
-    until = store.hearing.shut_until(turn.gate, turn.sequence) if turn.gate else None
+    passes = turn.gate and not turn.deferred  # what is deferred passes none
+    until = store.hearing.shut_until(turn.gate, turn.sequence) if passes else None
     if until is not None:
         raise ErrRateLimited(turn.tenant, Reason.SPEND_LIMIT, max(store.until(until), 1 / NS))
 

@@ -23,8 +23,13 @@ class Deferring:
             raise TypeError(f"deferred: must be an async callable, got {handler!r}")
         self.handler = handler
         self.wake = asyncio.Event()
-        self._room = whole("max_deferred", most, 1)
+        self._most = self._room = whole("max_deferred", most, 1)
         self._closed = False
+
+    @property
+    def taken(self) -> int:
+        """How many it has."""
+        return self._most - self._room
 
     def end(self, deferred: bool) -> None:
         """A job is over, one of them or another."""

@@ -200,8 +200,8 @@ class DurableScheduler(Requesting):
         if getattr(message, "deferred", False):
             return None
         held = current_turn.get()
-        if held is not None and (held.books is not self.store or held.state is not GRANTED):
-            held = None
+        if held is not None and (held.books is not self.store or held.state is not GRANTED or held.deferred):
+            held = None  # a deferred job has no slot that a call made under it could use
         gate = None if held is None else held.gate or None
         if held is None or held.tenant != message.tenant:
             held, request = None, self._request(message.tenant, "message", gate=gate)

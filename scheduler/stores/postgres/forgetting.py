@@ -6,7 +6,7 @@ from asyncpg import Connection
 
 from scheduler.core.stored import TenantState
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settling import withdraw
+from scheduler.stores.postgres.settling import end_untaken, withdraw
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import CANCELLED
 
@@ -30,6 +30,7 @@ async def forget_jobs(connection: Connection, tenant: str, after: int, last: int
         told = await withdraw(connection, jobs, CANCELLED, "cancelled")
         running = await connection.fetch(statement("forget_running"), page["jobs"])
         await connection.execute(statement("forget_ended"), page["jobs"], told)
+        await end_untaken(connection, [row["id"] for row in running], tenant)
         for row in running:
             await connection.execute("select pg_notify('waitline_stop', $1)", str(row["id"]))
     end: int | None = page["last"]

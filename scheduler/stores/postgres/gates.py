@@ -63,7 +63,7 @@ async def hear(connection: Connection, heard: Sequence[Heard]) -> tuple[list[New
             ear.note(now, one.gate, job, one.signal)
     paused = {item.gate for item in ear.news if item.what is What.PAUSED}
     if paused:
-        await connection.execute(statement("look_now"), sorted(paused), now)
+        await connection.execute(statement("look_now"), sorted(paused), now, None)
     shut = {name for name, gate in locked.gates.items() if gate.closed_until is not None}
     changed = [name for name, gate in locked.gates.items() if gate.shape is not shapes[name]]
     await _follow(connection, locked, sorted({*changed, *(shut ^ closed)}), now)
@@ -95,6 +95,7 @@ async def _follow(connection: Connection, locked: Locked, changed: Sequence[str]
     await locked.save_gates(connection)
     if changed:
         await connection.execute(statement("stir_lines"), changed, now)
+        await connection.execute(statement("look_at_all"), changed, now)
     if changed or before is not None:
         await connection.execute("select pg_notify('waitline_due', $1)", str(now))
     await connection.execute("select pg_notify($1, '')", CHANNEL)

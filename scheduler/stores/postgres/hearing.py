@@ -102,7 +102,7 @@ class Hearing:
         self.publish(news)
         for name in closed:
             await patiently(partial(self._refuse, name))
-        if any(item.what is What.PAUSED for item in news):
+        if any(item.what in {What.PAUSED, What.LIMIT} for item in news):
             await patiently(self.look_at_ladders)
 
     async def look_at_ladders(self) -> int:

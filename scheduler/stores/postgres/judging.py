@@ -249,7 +249,7 @@ def gate_for(gates: Mapping[str, SharedGate], name: str | None) -> SharedGate | 
 
 def _lease(request: Request, job: StoredJob) -> int | None:
     if job.deferred:
-        return FAR
+        return FAR if job.expires is None else job.expires
     return None if request.home is None else job.arrival + request.lease
 
 

@@ -71,10 +71,16 @@ async def step_aside(
     outside = [row["id"] for row in waiting if row["place"] is None]
     wanted = {row["id"] for row in waiting} - set(outside)
     here = {job.sequence: job for line in lines.values() for job in line if job.policy.ladder}
+    known: dict[str, Rungs] = {}
     for job in [here[number] for number in jobs if number in wanted and number in here]:
         state, line, before = locked.states[job.tenant], lines[job.tenant], (job.gate, job.cost)
-        rungs = Rungs(now, locked.gates, state, line, deferred=deferred, most=job.most_deferred)
+        if locked.gates[job.gate].probe_id == job.sequence:
+            continue
+        rungs = known.get(job.tenant) or Rungs(now, locked.gates, state, line)
+        rungs.deferred, rungs.max_deferred, rungs.news = deferred, job.most_deferred, []
+        known[job.tenant] = rungs
         if rungs.step_aside(job, now):
+            del known[job.tenant]  # its lines are other ones now
             aside.add(job.sequence)
             deferred += job.deferred
             _go(locked, job, before, now)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from asyncpg import Connection, Record
 
 from scheduler.core.policy import Reason
 from scheduler.core.signals import News
+from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.ladders import step_aside
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settlement import Settlement
@@ -41,11 +43,25 @@ async def _decide(connection: Connection, found: Sequence[Record]) -> list[News]
     locked = await Locked.these(connection, {row["tenant"] for row in found})
     settlement = Settlement(locked, await locked.time(connection))
     jobs = [row["id"] for row in found]
+    before = {row["id"]: row["gate"] for row in await connection.fetch(statement("waiting"), jobs)}
     aside, news = await step_aside(connection, locked, jobs, settlement.now)
-    for row in await connection.fetch(statement("waiting"), jobs):
-        gate = locked.gates[row["gate"]]
-        if gate.closed_until is not None and row["id"] not in aside and row["id"] != gate.probe_id:
-            wait = gate.wait_of_refused(gate.opens, settlement.now)
-            settlement.withdraw(row, FAILED, str(Reason.SPEND_LIMIT), settlement.now, str(wait))
+    for row in await connection.fetch(statement("waiting"), [job for job in jobs if job not in aside]):
+        refusal = _refusal(locked, row, settlement.now)
+        if refusal is not None:
+            settlement.withdraw(row, FAILED, *refusal)
     await settlement.save(connection)
+    paused = {before[job] for job in aside if locked.gates[before[job]].paused_until > settlement.now}
+    if paused:  # whoever is at the front of these lines now
+        await connection.execute(statement("look_now"), sorted(paused), settlement.now, list(locked.states))
     return news
+
+
+def _refusal(locked: Locked, row: Record, now: int) -> tuple[str, int, str] | None:
+    """Why a job waits in vain where it does: the kind of its failure, since when, and what it is told."""
+    gate, cost = locked.gates[row["gate"]], rows.cost_of(*row["cost"])
+    never = locked.states[row["tenant"]].shape.never(cost) or gate.shape.never(cost)
+    if never is not None:
+        return str(Reason.NEVER), now, json.dumps(never)
+    if gate.closed_until is None or row["id"] == gate.probe_id:
+        return None
+    return str(Reason.SPEND_LIMIT), now, str(gate.wait_of_refused(gate.opens, now))

@@ -53,7 +53,7 @@ class Settlement:
     left: list[int] = field(default_factory=list)
     """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
     free: list[int] = field(default_factory=list)
-    """Deferred jobs that others may take."""
+    """Deferred jobs that others may take, since their workers stop: that was no attempt."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
     """(tenant, session) of the jobs that ended, and when they did."""
     lessons: list[estimating.Lesson] = field(default_factory=list)
@@ -133,8 +133,10 @@ class Settlement:
         gate.join(state, self.now, first=False)
         if row["ladder"] is None:
             return None
+        if after > 0:
+            return None  # it is looked at when it comes in
         rows.read_rungs(job, row)
-        return look_at(job, self.now + after)
+        return look_at(job, self.now)
 
     def withdraw(self, row: Record, state: int, kind: str, at: int, why: str | None = None) -> None:
         """A waiting job leaves its line; those behind it move up at that time, however late it is noticed."""
@@ -191,8 +193,7 @@ class Settlement:
         )
         await self.locked.save_gates(connection)
         if self.free:
-            await connection.execute(statement("let_go_deferred"), self.free, FAR)
-            await connection.execute("select pg_notify('waitline_deferred', '')")
+            await let_go(connection, self.free, 1)
         await estimating.learn(connection, self.lessons)
 
 
@@ -212,6 +213,12 @@ async def unpark(
         ledger.move(state, left[row["tenant"], row["session"]])
         locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), row["paid"], state.as_of)
     return [row["id"] for row in found]
+
+
+async def let_go(connection: Connection, jobs: Sequence[int], attempts: int) -> None:
+    """Leave deferred jobs to other workers; so many `attempts` less have been made."""
+    await connection.execute(statement("let_go_deferred"), jobs, FAR, attempts)
+    await connection.execute("select pg_notify('waitline_deferred', '')")
 
 
 def too_late(row: Record, now: int, after: int) -> str | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from asyncpg import Connection
+from asyncpg import Connection, Record
 
 from scheduler.core.quota import NOTHING, Quota
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settlement import Ending, Settlement
+from scheduler.stores.postgres.settlement import Ending, Settlement, let_go
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import CANCELLED, FAILED, HOME_LOST, WAITING, Again, Ended
 
@@ -71,9 +71,21 @@ async def stop(connection: Connection, job: int, tenant: str) -> int | None:
     if row is None:
         return None
     await connection.execute("select pg_notify('waitline_stop', $1)", str(job))
-    if not row["worker"]:
-        await connection.execute("select pg_notify('waitline_due', $1)", str(row["lease"]))
+    await end_untaken(connection, [job], tenant)
     return int(row["state"])
+
+
+async def end_untaken(connection: Connection, jobs: Sequence[int], tenant: str) -> None:
+    """Cancel those of a tenant's jobs that are deferred and that nobody has taken: nobody else would."""
+    found = await connection.fetch(statement("untaken"), jobs)
+    if not found:
+        return
+    locked = await Locked.these(connection, [tenant])
+    tries = [row["id"] for row in found], [row["tries"] for row in found]
+    settlement = Settlement(locked, await locked.time(connection))
+    for row in await connection.fetch(statement("running"), *tries):
+        settlement.end(row, Ended(row["id"], tenant, row["tries"], CANCELLED, kind="cancelled"))
+    await settlement.save(connection)
 
 
 async def rescue(connection: Connection, about: int, max_attempts: int | None, most: int) -> int:
@@ -95,7 +107,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         statement("running"), [row["id"] for row in lost], [row["tries"] for row in lost]
     )
     now = await locked.time(connection)
-    settlement = Settlement(locked, now)
+    settlement, lost_jobs = Settlement(locked, now), []
     for row in held:
         if row["lease"] > now:
             continue  # renewed meanwhile
@@ -103,18 +115,33 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         if row["home"] is not None:
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind=HOME_LOST)
             settlement.end(row, ended)
-        elif row["deferred"] and not row["stop"] and row["attempt"] < (max_attempts or 0):
-            settlement.free.append(row["id"])
-        elif row["deferred"] and row["stop"]:
-            ended = Ended(row["id"], row["tenant"], row["tries"], CANCELLED, kind="cancelled")
-            settlement.end(row, ended)
+        elif row["deferred"]:
+            over = _over(row, now, max_attempts)
+            if over is None:
+                lost_jobs.append(row["id"])
+            else:
+                settlement.end(row, over)
         elif max_attempts is not None and row["attempt"] >= max_attempts and not row["stop"]:
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind="worker_lost")
             settlement.end(row, ended)
         else:
             settlement.repeat(row, Again(row["id"], row["tenant"], row["tries"]))
     await settlement.save(connection)
+    if lost_jobs:
+        await let_go(connection, lost_jobs, 0)
     return rescued
+
+
+def _over(row: Record, now: int, max_attempts: int | None) -> Ended | None:
+    """How a deferred job ends that nobody has any more; None if others may take it."""
+    fixed = row["id"], row["tenant"], row["tries"]
+    if row["stop"]:
+        return Ended(*fixed, CANCELLED, kind="cancelled")
+    if row["deadline"] is not None and row["deadline"] <= now:
+        return Ended(*fixed, FAILED, kind="timeout")
+    if row["attempt"] >= (max_attempts or 0):
+        return Ended(*fixed, FAILED, kind="worker_lost")
+    return None
 
 
 async def set_quota(connection: Connection, tenant: str, quota: Quota, first: Quota) -> None:

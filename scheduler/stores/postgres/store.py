@@ -96,7 +96,9 @@ class PostgresStore(Keeping):
 
     async def submit_in(self, connection: Connection, request: Request) -> Accepted:
         """Accept a job in the caller's own transaction, on whose commit it becomes real."""
-        (answer,) = await submitting.submit(connection, [request])
+        news: list[News] = []
+        (answer,) = await submitting.submit(connection, [request], None, news)
+        self.hearing.publish(news)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -162,9 +164,7 @@ class PostgresStore(Keeping):
         """
         async with self._connections.transaction() as connection:
             rescued = await settling.rescue(connection, self.about(), max_attempts, most)
-        if self.hearing.gates:
-            rescued += await self.hearing.look_at_ladders()
-        return rescued
+        return rescued + await self.hearing.look_at_ladders()
 
     async def cancel(self, job: int, tenant: str) -> int | None:
         """Cancel a waiting job, or have a running one stopped: its state before, None if it is over."""

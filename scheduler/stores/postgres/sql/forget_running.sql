@@ -1,5 +1,5 @@
 -- Running jobs of a forgotten tenant: what they were asked goes at once, the row says `forget` until they end.
 update waitline.job
-set stop = true, lease = case when worker = '' then waitline.now_ns() else lease end, forget = true, key = null, digest = null, prompt = '""'
+set stop = true, forget = true, key = null, digest = null, prompt = '""'
 where id = any($1::bigint[]) and state = 1
 returning id

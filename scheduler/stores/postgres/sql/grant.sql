@@ -14,7 +14,7 @@ with saved as (
     where j.id = u.id
 ), joined as (
     update waitline.job
-    set place = arrival - head_start
+    set place = arrival - head_start, look = case when ladder is not null then $14::bigint end
     where id = any($16::bigint[])
 ), granted as (
     update waitline.job as j

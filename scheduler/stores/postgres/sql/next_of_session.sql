@@ -6,6 +6,7 @@ cross join lateral (
     select id, cost, paid, gate
     from waitline.job
     where tenant = u.tenant and session = u.session and state = 0 and place is null and turn is null and returns is null
+        and id <> all ($3::bigint[])
     order by arrival - head_start, id
     limit 1
 ) as j

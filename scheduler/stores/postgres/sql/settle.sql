@@ -28,7 +28,7 @@ with saved as (
     where j.id = u.id
 ), unparked as (
     update waitline.job
-    set place = arrival - head_start
+    set place = arrival - head_start, look = case when ladder is not null then $12::bigint end
     where id = any($20::bigint[])
 ), due as (
     select pg_notify('waitline_due', $18::text) where $18::text is not null

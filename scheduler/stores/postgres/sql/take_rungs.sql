@@ -13,7 +13,9 @@ with saved as (
         gate = u.gate, cost = array[u.requests, u.input_tokens, u.output_tokens], rung = u.rung, predicted = u.predicted,
         model = u.model, max_tokens = u.max_tokens, look = u.look, deferred = u.deferred,
         state = u.deferred::integer, turn = case when u.deferred then null else j.turn end,
-        worker = case when u.deferred then '' end, lease = case when u.deferred then $20::bigint else j.lease end,
+        worker = case when u.deferred then '' end,
+        lease = case when u.deferred then least($20::bigint, j.deadline) else j.lease end,
+        returns = case when u.deferred then null else j.returns end,
         slot = case when u.deferred then $19::bigint else j.slot end
     from unnest(
         $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[], $13::smallint[], $14::bigint[], $15::text[],
@@ -21,7 +23,8 @@ with saved as (
     ) as u (id, gate, requests, input_tokens, output_tokens, rung, predicted, model, max_tokens, look, deferred)
     where j.id = u.id
 ), later as (
-    update waitline.job set look = $19::bigint + 1000000000 where id = any($21::bigint[])
+    -- Who stands outside of its line is looked at when it comes in.
+    update waitline.job set look = null where id = any($21::bigint[])
 ), told as (
     select pg_notify('waitline_due', $22::text) where $22::text is not null
 ), deferred as (
