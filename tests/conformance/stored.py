@@ -21,7 +21,11 @@ WRONG = """
 select t.name, t.waiting, t.running, t.work::text
 from waitline.tenant as t
 where t.waiting <> (select count(*) from waitline.job where tenant = t.name and state = 0)
-    or t.running <> (select count(*) from waitline.job where tenant = t.name and state = 1 and holder is null)
+    or t.running <> (
+        select count(*)
+        from waitline.job
+        where tenant = t.name and state = 1 and holder is null and not deferred
+    )
     or (
         0 <> any (t.work)
         and not exists (select from waitline.job where tenant = t.name and (place >= 0 or turn >= 0))
@@ -35,7 +39,11 @@ select g.name, g.running, g.state, jobs.running, jobs.lines, jobs.tenants
 from waitline.gate as g
 cross join lateral (
     select
-        (select count(*) from waitline.job where gate = g.name and state = 1 and holder is null) as running,
+        (
+            select count(*)
+            from waitline.job
+            where gate = g.name and state = 1 and holder is null and not deferred
+        ) as running,
         (select count(distinct tenant) from waitline.job where gate = g.name and state = 0) as tenants,
         (select sum(waiting) from waitline.line where gate = g.name) as lines,
         (select count(*) from waitline.line where gate = g.name and start is not null) as stood,

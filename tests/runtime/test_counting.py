@@ -12,6 +12,7 @@ from scheduler import (
     DeadlineExceeded,
     Estimates,
     Job,
+    Overload,
     Policy,
     Quota,
     Rate,
@@ -153,11 +154,11 @@ async def test_no_more_is_deferred_than_may_be() -> None:
 async def test_a_store_says_what_it_cannot_do_yet() -> None:
     """Before anything is asked of a database."""
     store = PostgresStore("postgresql://nobody@127.0.0.1:1/none")
-    with pytest.raises(ValueError, match="deferred: a store has no use for it yet"):
-        Scheduler(store=store, deferred=cost_of)
+    with pytest.raises(ValueError, match="overload: a store has no use for it yet"):
+        Scheduler(store=store, overload=Overload(1))
     scheduler = Scheduler(store=store)
     scheduler.closed = False
-    with pytest.raises(ValueError, match="policy: a store has no ladders yet, got 1 rungs"):
+    with pytest.raises(ValueError, match="policy: a ladder over a store needs gates"):
         await scheduler.enqueue("acme", "hello", policy=Policy(ladder=[Rung(1, max_tokens=5)]))
 
 
