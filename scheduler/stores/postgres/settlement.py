@@ -52,8 +52,8 @@ class Settlement:
     """(id, place, returns, paid, attempt, look)."""
     left: list[int] = field(default_factory=list)
     """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
-    free: list[int] = field(default_factory=list)
-    """Deferred jobs that others may take."""
+    free: list[tuple[int, bool]] = field(default_factory=list)
+    """Deferred jobs that others may take, and whether their tries were no attempts."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
     """(tenant, session) of the jobs that ended, and when they did."""
     lessons: list[estimating.Lesson] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Settlement:
         that came during the try.
         """
         if row["deferred"] and not (ending.counted or ending.refused or row["stop"]):
-            self.free.append(row["id"])  # its worker stops: another one goes on with it
+            self.free.append((row["id"], True))  # its worker stops: another one goes on with it
             return
         gate = self.locked.gate_of(row["gate"])
         after = ending.after if gate is None else max(ending.after, gate.opens - self.now)
@@ -191,7 +191,7 @@ class Settlement:
         )
         await self.locked.save_gates(connection)
         if self.free:
-            await connection.execute(statement("let_go_deferred"), self.free, FAR)
+            await connection.execute(statement("let_go_deferred"), *zip(*self.free, strict=True), FAR)
             await connection.execute("select pg_notify('waitline_deferred', '')")
         await estimating.learn(connection, self.lessons)
 

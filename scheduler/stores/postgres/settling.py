@@ -104,7 +104,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
             ended = Ended(row["id"], row["tenant"], row["tries"], FAILED, kind=HOME_LOST)
             settlement.end(row, ended)
         elif row["deferred"] and not row["stop"] and row["attempt"] < (max_attempts or 0):
-            settlement.free.append(row["id"])
+            settlement.free.append((row["id"], False))
         elif row["deferred"] and row["stop"]:
             ended = Ended(row["id"], row["tenant"], row["tries"], CANCELLED, kind="cancelled")
             settlement.end(row, ended)

@@ -1,2 +1,5 @@
--- Deferred jobs of dead workers: for others to take.
-update waitline.job set worker = '', lease = $2 where id = any($1::bigint[]) and deferred and state = 1
+-- Deferred jobs whose workers died or stop: for others to take. Tries that were no attempts are not counted.
+update waitline.job as j
+set worker = '', lease = $3, attempt = j.attempt - u.uncounted::integer
+from unnest($1::bigint[], $2::boolean[]) as u (id, uncounted)
+where j.id = u.id and j.deferred and j.state = 1

@@ -9,6 +9,7 @@ with saved as (
     update waitline.job
     set
         state = 0, attempt = 0, kind = null, result = null, finished = null, paid = false, deadline = null,
+        deferred = false, memory = null,
         place = case when $8 then null else arrival - head_start end
     where id = $7
 )
