@@ -136,6 +136,8 @@ async def test_a_job_whose_worker_is_lost_is_answered_by_the_batch_that_it_was_i
             task.cancel()  # nothing is recorded: its lease has to end
         end_batches(claude)
         async with working(dsn, agent, lease=0.5):
+            await until(lambda: bool(answers(claude)) or len(created(claude)) > 1)
+            assert len(created(claude)) == 1
             reply: Reply = await ticket.result()
         assert len(created(claude)) == 1
         assert calls(claude, "/cancel") == []
@@ -143,6 +145,44 @@ async def test_a_job_whose_worker_is_lost_is_answered_by_the_batch_that_it_was_i
     assert reply.receipt is not None
     assert reply.receipt.deferred
     assert reply.receipt.usage == reply.usage
+
+
+async def test_a_creation_that_takes_too_long_does_not_keep_a_worker_from_stopping(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job remembers nothing then, and is sent again: at least once."""
+    monkeypatch.setattr("agent.letter.PATIENCE_S", 0.05)
+    late = on("create", effects.SlowHeaders(seconds=100.0), times=1)
+    async with submitting(dsn, slow(late, scripts=(ECHO,))) as (claude, agent, scheduler):
+        ticket = await scheduler.enqueue("acme", "echo me")
+        async with working(dsn, agent) as (worker, _, task):
+            await until(lambda: len(created(claude)) == 1)
+            worker.stop()
+            await task
+            assert created(claude)[0].status is None
+        assert await memories(dsn) == [None]
+        async with working(dsn, agent):
+            assert (await ticket.result()).text == "echo me"
+        assert len(created(claude)) == 2
+
+
+@pytest.mark.parametrize("moment", ["while it is created", "once it is remembered"])
+async def test_a_desk_that_does_not_drain_leaves_its_batch_to_the_next(dsn: str, moment: str) -> None:
+    late = on("create", effects.SlowHeaders(seconds=30.0))
+    async with submitting(dsn, slow(late, scripts=(ECHO,), **LONG)) as (claude, agent, scheduler):
+        ticket = await scheduler.enqueue("acme", "echo me")
+        async with working(dsn, agent) as (_, desk, _):
+            await until(lambda: len(created(claude)) == 1)
+            if moment != "while it is created":
+                await remembered(dsn, 1)
+            await desk.aclose(drain=False)
+            # The worker is still there, for other jobs.
+            async with working(dsn, agent) as (_, other, _):
+                await until(lambda: other.jobs == 1)
+                end_batches(claude)
+                assert (await ticket.result()).text == "echo me"
+        assert len(created(claude)) == 1
+        assert calls(claude, "/cancel") == []
 
 
 async def test_all_jobs_of_a_batch_share_the_questions_about_it(dsn: str) -> None:
@@ -161,21 +201,6 @@ async def test_all_jobs_of_a_batch_share_the_questions_about_it(dsn: str) -> Non
         # Whether it has ended, and the same again by the SDK before it reads the results.
         assert len(calls(claude, method="GET")) - before == 3
     assert [reply.text for reply in replies] == [f"echo {n}" for n in range(8)]
-
-
-async def test_a_desk_that_does_not_drain_leaves_its_batch_to_the_next(dsn: str) -> None:
-    async with submitting(dsn, slow(scripts=(ECHO,), **LONG)) as (claude, agent, scheduler):
-        ticket = await scheduler.enqueue("acme", "echo me")
-        async with working(dsn, agent) as (_, desk, _):
-            await remembered(dsn, 1)
-            await desk.aclose(drain=False)
-            # The worker is still there, for other jobs.
-            async with working(dsn, agent) as (_, other, _):
-                await until(lambda: other.jobs == 1)
-                end_batches(claude)
-                assert (await ticket.result()).text == "echo me"
-        assert len(created(claude)) == 1
-        assert calls(claude, "/cancel") == []
 
 
 async def test_a_job_that_is_cancelled_takes_its_batch_along_unless_others_may_wait_for_it(dsn: str) -> None:
