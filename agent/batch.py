@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
-from copy import copy
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
 
-from scheduler import SchedulerClosed, SchedulerError, UpstreamError, Usage
+from agent.letter import Letter
+from scheduler import SchedulerClosed, SchedulerError, UpstreamError
 from scheduler.upstreams import batches
 from scheduler.upstreams.batches import Kind
-from scheduler.upstreams.claude import NOTHING, Client, Message, usage_of
+from scheduler.upstreams.claude import NOTHING, Client, usage_of
 
 AGE_PER_POLL = 10
 """A batch that is older than so many polls is asked for less often: every tenth of its age."""
@@ -31,127 +29,88 @@ FINAL = frozenset({Kind.AUTHENTICATION, Kind.PERMISSION, Kind.NOT_FOUND})
 """What no patience with a batch mends: whoever asks for it may not, or it is not there."""
 
 
-class Letter:
-    """One message of a job, on its way in a batch: see `agent.run.Sending`.
-
-    It holds its place in the batch for the length of the ``async with`` block; outside of it nobody wants its
-    answer.
-    """
-
-    def __init__(self, take: Callable[[Letter], Batch], name: str, request: Mapping[str, Any]) -> None:
-        """`take`: finds the batch that it goes with, and puts it there."""
-        self.name = name
-        self.request = request
-        self.size = batches.size_of(request)
-        self.usage: Usage | None = NOTHING
-        self._take = take
-        self._answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._message: Message | None = None
-        self._batch: Batch | None = None
-        self._number = ""
-
-    @property
-    def message(self) -> Message:
-        """The complete answer; RuntimeError before there is one."""
-        if self._message is None:
-            raise RuntimeError("the message is not complete")
-        return self._message
-
-    def posted(self, batch: Batch, number: str) -> None:
-        """It is in a batch, under this custom id."""
-        self._batch, self._number = batch, number
-
-    def sent(self) -> None:
-        """From now on it may be worked on, and be billed, whether there is an answer or not."""
-        self.usage = None
-
-    def answered(self, answer: Message | SchedulerError, usage: Usage | None) -> None:
-        """This is what became of it."""
-        self.usage = usage
-        if self._answer.done():
-            return  # its job is just being cancelled
-        if isinstance(answer, SchedulerError):
-            # A copy for each: whoever raises an exception writes into it.
-            self._answer.set_exception(copy(answer))
-        else:
-            self._answer.set_result(answer)
-
-    async def __aenter__(self) -> Self:
-        self._take(self)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Of a failure that came too late to be looked at, this says that nobody will.
-        self._answer.cancel()
-        if self._batch is not None:
-            self._batch.drop(self._number)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        if self._message is None:
-            self._message = await self._answer
-        raise StopAsyncIteration
-
-
 @dataclass(eq=False, repr=False)
 class Batch:
     """Some letters that go together.
 
     `poll`: seconds between two questions whether it has ended. `taken`: called once the upstream has taken
-    it, or it was given up to have it taken. `letters`: those whose answers are still wanted, by custom id.
-    `size`: its bytes. `id`: the upstream's, once that has taken it.
+    it, or it was given up to have it taken. `id`: the upstream's, once that has taken it. One that is made
+    with an id was created by another desk, or an earlier one; `first`: seconds until it is asked for.
+    `others`: desks elsewhere may wait for it too, so it is never cancelled. `letters`: those whose answers
+    are wanted here, by custom id. `size`: its bytes. `over`: it takes none any more.
     """
 
     client: Client
     poll: float
     draw: Callable[[], float]
-    taken: Callable[[], object]
+    taken: Callable[[Batch], object]
+    first: float
+    id: str | None = None
+    others: bool = False
     letters: dict[str, Letter] = field(default_factory=dict)
     size: int = 0
-    id: str | None = None
+    over: bool = False
     _count: int = 0
+    _call: asyncio.Future[None] | None = None
+    _notes: asyncio.TaskGroup = field(init=False)
     _unwanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, letter: Letter) -> None:
-        """Put a letter in."""
-        number = batches.custom_id(self._count, letter.name)
+        """Put a letter in; one that was found is in it already."""
+        number = batches.custom_id(self._count, letter.name) if letter.found is None else letter.found.number
         self._count += 1
         self.size += letter.size
         self.letters[number] = letter
         letter.posted(self, number)
         self._unwanted.clear()
 
-    def drop(self, number: str) -> None:
-        """Nobody wants the answer to this letter any more, if it has not got it already."""
-        letter = self.letters.pop(number, None)
-        if letter is not None:
+    def drop(self, number: str, letter: Letter) -> None:
+        """Nobody here wants the answer to this letter any more, if it has not got it already."""
+        if self.letters.get(number) is letter:
+            self._leave(self.letters.pop(number))
             self.size -= letter.size
             if not self.letters:
                 self._unwanted.set()
+
+    def _leave(self, letter: Letter) -> None:
+        """A letter gets no answer here. Another desk will ask for it if its job goes on, once it was sent."""
+        away = self.id is not None or self._call is not None
+        self.others = self.others or (away and letter.survives)
+
+    async def called(self) -> None:
+        """Wait for the end of a call that is creating it."""
+        if self._call is not None:
+            await asyncio.shield(self._call)
 
     def end(self, error: SchedulerError) -> None:
         """Let all who still wait know that there will be no answer."""
         while self.letters:
             _, letter = self.letters.popitem()
+            if isinstance(error, SchedulerClosed):
+                self._leave(letter)
             letter.answered(error, letter.usage)
         self._unwanted.set()
 
     async def travel(self) -> None:
         """Go upstream and come back. In the end nobody waits for it any more."""
+        async with asyncio.TaskGroup() as self._notes:
+            await self._travel()
+
+    async def _travel(self) -> None:
         try:
-            try:
-                await self._create()
-            finally:
-                self.taken()
+            if self.id is None:
+                try:
+                    await self._create()
+                finally:
+                    self.taken(self)
             if self.id is not None and not await self._come_back(self.id):
-                await self._cancel(self.id)
+                self.over = True
+                if not self.others:
+                    await self._cancel(self.id)
         except UpstreamError as error:
             self.end(error)
         finally:
+            self.over = True
             self.end(SchedulerClosed("the desk was closed while the job's batch was under way"))
 
     async def _create(self) -> None:
@@ -162,9 +121,8 @@ class Batch:
             letters = dict(self.letters)
             for letter in letters.values():
                 letter.sent()
-            requests = [(number, letter.request) for number, letter in letters.items()]
             try:
-                self.id = await batches.create(self.client, requests)
+                self.id = await self._call_upstream(letters)
                 return
             except UpstreamError as error:
                 if batches.is_refusal(error):
@@ -175,17 +133,31 @@ class Batch:
                     raise
             await self._pause(again.after)
 
+    async def _call_upstream(self, letters: Mapping[str, Letter]) -> str:
+        """Ask once for it to be created. First of all its jobs remember it: they may be elsewhere soon."""
+        self._call = asyncio.get_running_loop().create_future()
+        try:
+            requests = [(number, letter.request) for number, letter in letters.items()]
+            batch_id = await batches.create(self.client, requests)
+            for letter in letters.values():
+                letter.note(batch_id, self._notes)
+            return batch_id
+        finally:
+            self._call.set_result(None)
+            self._call = None
+
     async def _come_back(self, batch_id: str) -> bool:
         """Wait for the results, and hand them out. False once nobody wants them; raises `UpstreamError`."""
         loop = asyncio.get_running_loop()
-        begin, failures, wait = loop.time(), 0, self.poll
+        begin, failures, wait = loop.time(), 0, self.first
         while not await self._pause(wait):
             age = loop.time() - begin
             wait = max(self.poll, age / AGE_PER_POLL)
             try:
-                if await self._look(batch_id):
+                ended = await self._look(batch_id)
+                if ended and not self.letters:
                     return True
-                failures = 0
+                failures, wait = 0, self.first if ended else wait
             except UpstreamError as error:
                 failures += 1
                 most = MALFORMED_MAX if error.kind == Kind.MALFORMED else batches.TRIES_MAX
@@ -198,9 +170,13 @@ class Batch:
         return False
 
     async def _look(self, batch_id: str) -> bool:
-        """Ask whether it has ended, and hand out the results if so: True. Raises `UpstreamError`."""
+        """Ask whether it has ended, and hand out the results if so: True. Raises `UpstreamError`.
+
+        Letters that come while results are read may have missed theirs, and want another look.
+        """
         if not await batches.has_ended(self.client, batch_id):
             return False
+        asked = dict(self.letters)
         async with aclosing(batches.results(self.client, batch_id)) as results:
             async for number, answer in results:
                 letter = self.letters.pop(number, None)
@@ -209,7 +185,7 @@ class Batch:
                 # Only what succeeded is billed.
                 used = NOTHING if isinstance(answer, UpstreamError) else usage_of(answer)
                 letter.answered(answer, used)
-        if self.letters:
+        if any(self.letters.get(number) is letter for number, letter in asked.items()):
             raise UpstreamError(Kind.MALFORMED, 200)
         return True
 

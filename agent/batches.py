@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from agent.agent import Agent, at_least_one
-from agent.batch import Batch, Letter
+from agent.batch import Batch
+from agent.letter import Letter, Whereabouts
 from agent.messages import Reply
 from scheduler import Job, Retry, SchedulerClosed
 from scheduler.upstreams.batches import BYTES_MAX, REQUESTS_MAX
@@ -27,7 +28,9 @@ class BatchDesk:
     at the desk at once; further ones go back to their line. `draw`: random numbers from 0 up to 1, for
     backoff.
 
-    Everything is in memory: what is under way when the process dies is lost, although it may be billed.
+    A job of a store remembers which batch it is in. Where its worker stops or is lost the next one's desk
+    waits for that batch instead of sending the message again. Other jobs are in memory: what is under way
+    when the process dies is lost, although it may be billed.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class BatchDesk:
         self._box: Batch | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._under_way: set[Batch] = set()
+        self._by_id: dict[str, Batch] = {}
         self._creating = 0
         self._overdue = False
         self._group: asyncio.TaskGroup | None = None
@@ -88,7 +92,7 @@ class BatchDesk:
 
         `drain` True: all jobs at the desk get their answers, which may take a day. False: they get
         `SchedulerClosed`, and their batches are cancelled upstream; leaving the ``async with`` block waits
-        for that.
+        for that. But jobs of a store go on elsewhere, so their batches do too.
         """
         self._closed = True
         if not drain:
@@ -121,27 +125,28 @@ class BatchDesk:
             raise Retry
         self.jobs += 1
         try:
-            return await self._agent.handle(job, by=self)
+            return await self._agent.handle(job, by=Visit(self._take, job))
         finally:
             self.jobs -= 1
             if not self.jobs:
                 self._quiet.set()
 
-    def sending(self, job: Job | None, request: Mapping[str, Any]) -> Letter:
-        """A message of a job that is to be sent: see `agent.run.Carrier`."""
-        return Letter(self._take, "" if job is None else job.id, request)
-
     # --- collecting -----------------------------------------------------------------------------------
 
     def _take(self, letter: Letter) -> Batch:
-        """Put a letter into the batch that is being collected."""
+        """Put a letter into the batch that is being collected, or that it is in already."""
         if self._aborted:
             raise SchedulerClosed("the desk is closed")
+        if letter.found is not None:
+            batch = self._adopted(letter.found.batch)
+            batch.add(letter)
+            letter.sent()
+            return batch
         if self._box is not None and self._box.size + letter.size > BYTES_MAX:
             self._send()
         box = self._box
         if box is None:
-            box = self._box = Batch(self._agent.client, self._poll, self._draw, self._taken)
+            box = self._box = Batch(self._agent.client, self._poll, self._draw, self._taken, self._poll)
             loop, window = asyncio.get_running_loop(), 0.0 if self._closed else self._window
             self._timer = loop.call_later(window, self._due, context=self._context)
         box.add(letter)
@@ -158,8 +163,10 @@ class BatchDesk:
         if not self._overdue:
             self._send()
 
-    def _taken(self) -> None:
+    def _taken(self, box: Batch) -> None:
         self._creating -= 1
+        if box.id is not None:
+            self._by_id[box.id] = box
         if self._overdue and not self._creating:
             self._send()
 
@@ -170,10 +177,53 @@ class BatchDesk:
             self._timer.cancel()
             self._timer = None
         if box is not None and box.letters and self._group is not None:
-            self._under_way.add(box)
             self._creating += 1
-            task = self._group.create_task(box.travel(), name="message batch", context=self._context)
-            task.add_done_callback(lambda _: self._under_way.discard(box))
+            self._depart(box, self._group)
+
+    def _adopted(self, batch_id: str) -> Batch:
+        """A batch that was created before, perhaps elsewhere; all its jobs at this desk share it."""
+        known = self._by_id.get(batch_id)
+        if known is not None and not known.over:
+            return known
+        # Those who come within the window share the first look at it.
+        batch = Batch(
+            self._agent.client, self._poll, self._draw, self._taken, self._window, batch_id, others=True
+        )
+        self._by_id[batch_id] = batch
+        if self._group is not None:
+            self._depart(batch, self._group)
+        return batch
+
+    def _depart(self, batch: Batch, group: asyncio.TaskGroup) -> None:
+        """Let a batch go its way."""
+        self._under_way.add(batch)
+        task = group.create_task(batch.travel(), name="message batch", context=self._context)
+        task.add_done_callback(lambda _: self._arrived(batch))
+
+    def _arrived(self, batch: Batch) -> None:
+        self._under_way.discard(batch)
+        if batch.id is not None and self._by_id.get(batch.id) is batch:
+            del self._by_id[batch.id]
+
+
+class Visit:
+    """One run of a job at a desk: how its messages go upstream. See `agent.run.Carrier`.
+
+    Only the message that was under way when an earlier try ended is remembered. If that was not the first of
+    its run (a tool was called before it) this run begins anew, and asks for another answer.
+    """
+
+    def __init__(self, take: Callable[[Letter], Batch], job: Job) -> None:
+        self._take = take
+        self._turn = 0
+        found = Whereabouts.read(job.remembered)
+        self._found = found if found is not None and found.turn == 1 else None
+
+    def sending(self, job: Job | None, request: Mapping[str, Any]) -> Letter:
+        """A message of the job that is to be sent, or was."""
+        self._turn += 1
+        found, self._found = self._found, None
+        return Letter(self._take, job, request, self._turn, found)
 
 
 def _seconds(name: str, value: float) -> float:

@@ -39,8 +39,8 @@ class Worker:
 
     `max_attempts`: of a job whose handler raises `Retry` or whose worker is lost. `run_timeout`: seconds for
     every try. `name`: whose the leases are; made up unless given. `deferred`: the handler of jobs that a rung
-    of their ladder defers, of at most `max_deferred` at a time and for as long as they take; without one
-    they are left to other workers.
+    of their ladder defers, of at most `max_deferred` at a time and for as long as they take; without one,
+    and once it raises `SchedulerClosed`, they are left to other workers.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class Worker:
         finally:
             one.over = True
             self._running -= not one.deferred
-            self._deferring.end(one.deferred)
+            self._deferring.end(one)
             self._limits.drop(one)
             self._wake.set()
             if ending is None:

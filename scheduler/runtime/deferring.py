@@ -9,6 +9,7 @@ from typing import Any
 
 from scheduler.core.quota import whole
 from scheduler.runtime.job import Handler
+from scheduler.runtime.tries import Try
 from scheduler.stores.values import Claim
 
 SAFETY = 30.0
@@ -31,10 +32,11 @@ class Deferring:
         """How many it has."""
         return self._most - self._room
 
-    def end(self, deferred: bool) -> None:
-        """A job is over, one of them or another."""
-        if deferred:
+    def end(self, one: Try) -> None:
+        """A try is over, one of them or another. A handler that is closed gets no more."""
+        if one.deferred:
             self._room += 1
+            self._closed = self._closed or one.reason == "closed"
             self.wake.set()
 
     def close(self) -> None:

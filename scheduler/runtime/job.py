@@ -16,6 +16,9 @@ from scheduler.runtime.values import Receipt
 Prompt = str | list[dict[str, Any]]
 """A text, or a list of Messages-API content."""
 
+MEMORY_MAX = 500
+"""Characters that a job remembers at most."""
+
 
 class Job(Turn):
     """One submitted prompt, as its handler sees it.
@@ -32,7 +35,9 @@ class Job(Turn):
     """Seconds from submit to the result."""
     attempt: int = 1
     stopped: str | None = None
-    """Why its run was interrupted: timeout, run_timeout, cancelled, closed."""
+    """Why its run was interrupted: timeout, run_timeout, cancelled, closed; a worker's also stopped, lost."""
+    remembered: str | None = None
+    """What `remember` was told last, in this try or an earlier one."""
     cancelling: int | None = None
     """How often its task had been cancelled when the run began, once the interruption cancels it too."""
 
@@ -67,6 +72,36 @@ class Job(Turn):
     def settle(self, usage: Usage) -> None:
         """Say what the call really used; it replaces the estimate when the handler ends."""
         self.usage = instance("usage", usage, Usage)
+
+    @property
+    def survives(self) -> bool:
+        """Whether another worker goes on with it if this run ends now, cancelled or by `SchedulerClosed`.
+
+        That one finds what it `remembered`. So it is with deferred jobs of a store, unless it is they that
+        are cancelled, or their time is over.
+        """
+        return False
+
+    async def remember(self, text: str) -> bool:
+        """Keep a short text for the tries after this one, in place of what was remembered before.
+
+        Ids, say: no contents, since it is kept in the clear. At most `MEMORY_MAX` characters of printable
+        ASCII. True once every later try is sure to find it as `remembered`: over a store it is committed
+        then, and a database that is away was waited for. False, and nothing is kept, if another try has the
+        job by now. A call that is cancelled may have kept it or not. Over a store only a deferred job can
+        remember something, and it forgets that when it goes back to its line.
+        """
+        self.remembered = short(text)
+        return True
+
+
+def short(text: str) -> str:
+    """Check what a job shall remember. Errors do not say what it was."""
+    if not isinstance(text, str):
+        raise TypeError(f"text: must be a string, got {type(text).__name__}")
+    if len(text) > MEMORY_MAX or not (text.isascii() and text.isprintable()):
+        raise ValueError(f"text: must be at most {MEMORY_MAX} characters of printable ASCII")
+    return text
 
 
 Handler = Callable[[Job], Awaitable[Any]]

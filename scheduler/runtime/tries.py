@@ -12,14 +12,17 @@ from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NOTHING, nanoseconds
 from scheduler.core.signals import Signal
-from scheduler.errors import Retry
+from scheduler.errors import Retry, SchedulerClosed
 from scheduler.runtime.admission import ensure_open, hear
 from scheduler.runtime.grant import current_turn
-from scheduler.runtime.job import Handler, Job
+from scheduler.runtime.job import Handler, Job, short
 from scheduler.stores.results import dump
 from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
 
 POLICY = Policy()
+
+FOR_GOOD = frozenset({"timeout", "run_timeout", "cancelled"})
+"""Interruptions after which nobody goes on with a job."""
 
 LONGEST_KIND = 200
 """Characters of what is recorded of a failure."""
@@ -41,6 +44,21 @@ class WorkerJob(Job):
             self.rung, self.predicted, self.model, self.max_tokens, self.deferred = claim.plan
         self.attempt = claim.attempt
         self.tries = claim.tries
+        self.remembered = claim.memory
+
+    @property
+    def survives(self) -> bool:
+        """See `Job.survives`."""
+        return self.deferred and self.stopped not in FOR_GOOD
+
+    async def remember(self, text: str) -> bool:
+        """See `Job.remember`."""
+        if not self.deferred:
+            raise RuntimeError("only a deferred job of a store can remember something")
+        kept: bool = await self.store.remember(self.claim, short(text))
+        if kept:
+            self.remembered = text
+        return kept
 
     def hear(self, signal: Signal) -> None:
         """See `Turn.hear`: the gate in the store hears of it before it hears how this try ended."""
@@ -62,11 +80,11 @@ class WorkerJob(Job):
 class Try:
     """One try under way, from its claim until it is recorded.
 
-    `reason`: why it was interrupted: cancelled, lost, stopped, timeout or run_timeout. `placed`: its item
-    among the time limits.
+    `reason`: why it was interrupted: cancelled, lost, stopped, timeout or run_timeout; closed if its handler
+    takes no more jobs. `placed`: its item among the time limits. `job`: what its handler sees.
     """
 
-    __slots__ = ("begun", "claim", "over", "placed", "reason", "task")
+    __slots__ = ("begun", "claim", "job", "over", "placed", "reason", "task")
 
     task: asyncio.Task[None]
 
@@ -74,6 +92,7 @@ class Try:
         self.claim = claim
         self.begun = self.over = False
         self.reason: str | None = None
+        self.job: WorkerJob | None = None
         self.placed: tuple[Any, ...] | None = None
 
     @property
@@ -85,13 +104,15 @@ class Try:
         """Cancel the handler, once. One that has ended stays as it ended: that only has to be recorded."""
         if self.reason is None and not self.over:
             self.reason = reason
+            if self.job is not None:
+                self.job.stopped = reason
             if self.begun:  # a task that is cancelled before its first step never gets to record anything
                 self.task.cancel()
 
     async def run(self, handler: Handler, store: Any, max_attempts: int) -> Ended | Again | None:
         """Run the handler. How it ended, for the record; None if the job is somebody else's by now."""
         self.begun = True
-        job = WorkerJob(store, self.claim)
+        job = self.job = WorkerJob(store, self.claim)
         if self.reason is not None:
             job.usage = NOTHING  # the handler never began
             return self._interrupted(job)
@@ -104,6 +125,8 @@ class Try:
         except asyncio.CancelledError:
             return self._interrupted(job)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded
+            if isinstance(error, SchedulerClosed) and job.survives:
+                return self._closed(job)
             return self._ended(job, FAILED, kind=kind_of(error))
         finally:
             job.state = ENDED
@@ -128,6 +151,11 @@ class Try:
         if claim.deadline is not None and about + after >= claim.deadline:
             return self._ended(job, FAILED, kind="timeout")
         return Again(claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.usage)
+
+    def _closed(self, job: Job) -> Ended | Again | None:
+        """The handler takes no more jobs, this one included: another worker goes on with it."""
+        self.reason = self.reason or "closed"
+        return self._interrupted(job)
 
     def _interrupted(self, job: Job) -> Ended | Again | None:
         claim, reason = self.claim, self.reason

@@ -128,7 +128,10 @@ class Known(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A granted job, with all that its handler needs. Unless renewed it is taken away at `lease`."""
+    """A granted job, with all that its handler needs. Unless renewed it is taken away at `lease`.
+
+    `memory`: what an earlier try of it left, if it is deferred.
+    """
 
     id: int
     tenant: str
@@ -144,6 +147,15 @@ class Claim(NamedTuple):
     lease: int
     gate: str = ""
     plan: Plan | None = None
+    memory: str | None = None
+
+
+class Memory(NamedTuple):
+    """What a try of a deferred job leaves for the tries after it."""
+
+    id: int
+    tries: int
+    text: str
 
 
 class Ended(NamedTuple):

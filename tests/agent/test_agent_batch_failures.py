@@ -6,7 +6,8 @@ import gc
 
 import pytest
 
-from agent.batch import Batch, Letter
+from agent.batch import Batch
+from agent.letter import Letter
 from scheduler import (
     Quota,
     Rate,
@@ -165,7 +166,7 @@ async def test_a_failure_that_its_job_is_too_late_for_leaves_no_complaint(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The job is cancelled in the very turn of the loop in which its batch fails."""
-    letter = Letter(lambda letter: Batch(None, 1, lambda: 0.0, lambda: None), "job", {})  # type: ignore[arg-type]
+    letter = Letter(lambda letter: Batch(None, 1, lambda: 0.0, lambda _: None, 1), None, {})  # type: ignore[arg-type]
     async with letter:
         letter.answered(UpstreamError("overloaded"), None)
         letter.answered(UpstreamError("timeout"), None)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from scheduler.configuration import Applied, Configuration
 from scheduler.core.quota import NS, positive
-from scheduler.stores.postgres import configuring, forgetting, operations
-from scheduler.stores.postgres.connections import Connections
+from scheduler.stores.postgres import configuring, forgetting, ladders, operations
+from scheduler.stores.postgres.batches import Batches
+from scheduler.stores.postgres.connections import Connections, patiently
 from scheduler.stores.postgres.conversations import Conversations
 from scheduler.stores.postgres.opened import Opened
 from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import Claim, Memory
+
+MEMORIES = 1000
+"""What so many jobs remember goes in one statement."""
 
 
 class Keeping(Opened):
@@ -25,6 +32,21 @@ class Keeping(Opened):
             None if keep_sessions is None else int(positive("keep_sessions", keep_sessions) * NS)
         )
         self.conversations = Conversations(connections)
+        self._memories: Batches[Memory, bool] = Batches(self._remember, MEMORIES)
+
+    async def remember(self, claim: Claim, text: str) -> bool:
+        """Keep a text for the later tries of a deferred job. False if this try does not hold it any more.
+
+        With others that come while a batch is under way. A lost connection is ridden out.
+        """
+        return await self._memories.do(Memory(claim.id, claim.tries, text), self.group)
+
+    async def _remember(self, memories: Sequence[Memory]) -> Sequence[bool]:
+        return await patiently(partial(self._write_memories, memories))
+
+    async def _write_memories(self, memories: Sequence[Memory]) -> Sequence[bool]:
+        async with self._connections.connection() as connection:
+            return await ladders.remember(connection, memories)
 
     async def list_jobs(
         self, tenant: str | None, state: int | None, job: int | None, most: int

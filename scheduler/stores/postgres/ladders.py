@@ -18,7 +18,7 @@ from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.heads import see_heads
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import FAR, Claim, Plan
+from scheduler.stores.values import FAR, Claim, Memory, Plan
 
 
 async def count_deferred(connection: Connection) -> int:
@@ -46,10 +46,20 @@ async def claim(connection: Connection, worker: str, most: int, lease: int) -> l
             lease=row["lease"],
             gate=row["gate"],
             plan=Plan(row["rung"], row["predicted"], row["model"], row["max_tokens"], deferred=True),
+            memory=row["memory"],
         )
         for row in found
     ]
     return sorted(claims, key=lambda claim: claim.id)
+
+
+async def remember(connection: Connection, memories: Sequence[Memory]) -> list[bool]:
+    """Have deferred jobs remember something; False for a try that does not hold its job any more."""
+    last = {(memory.id, memory.tries): memory.text for memory in memories}
+    ids, tries = zip(*sorted(last), strict=True)
+    found = await connection.fetch(statement("remember"), ids, tries, [last[key] for key in sorted(last)])
+    held = {(row["id"], row["tries"]) for row in found}
+    return [(memory.id, memory.tries) in held for memory in memories]
 
 
 async def step_aside(

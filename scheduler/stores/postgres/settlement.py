@@ -52,8 +52,8 @@ class Settlement:
     """(id, place, returns, paid, attempt, look)."""
     left: list[int] = field(default_factory=list)
     """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
-    free: list[int] = field(default_factory=list)
-    """Deferred jobs that others may take, since their workers stop: that was no attempt."""
+    free: list[tuple[int, bool]] = field(default_factory=list)
+    """Deferred jobs that others may take, and whether their tries were no attempts."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
     """(tenant, session) of the jobs that ended, and when they did."""
     lessons: list[estimating.Lesson] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Settlement:
         that came during the try.
         """
         if row["deferred"] and not (ending.counted or ending.refused or row["stop"]):
-            self.free.append(row["id"])  # its worker stops: another one goes on with it
+            self.free.append((row["id"], True))  # its worker stops: another one goes on with it
             return
         gate = self.locked.gate_of(row["gate"])
         after = ending.after if gate is None else max(ending.after, gate.opens - self.now)
@@ -193,7 +193,8 @@ class Settlement:
         )
         await self.locked.save_gates(connection)
         if self.free:
-            await let_go(connection, self.free, 1)
+            await connection.execute(statement("let_go_deferred"), *zip(*self.free, strict=True), FAR)
+            await connection.execute("select pg_notify('waitline_deferred', '')")
         await estimating.learn(connection, self.lessons)
 
 
@@ -213,12 +214,6 @@ async def unpark(
         ledger.move(state, left[row["tenant"], row["session"]])
         locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), row["paid"], state.as_of)
     return [row["id"] for row in found]
-
-
-async def let_go(connection: Connection, jobs: Sequence[int], attempts: int) -> None:
-    """Leave deferred jobs to other workers; so many `attempts` less have been made."""
-    await connection.execute(statement("let_go_deferred"), jobs, FAR, attempts)
-    await connection.execute("select pg_notify('waitline_deferred', '')")
 
 
 def too_late(row: Record, now: int, after: int) -> str | None:

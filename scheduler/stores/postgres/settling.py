@@ -9,7 +9,7 @@ from asyncpg import Connection, Record
 from scheduler.core.quota import NOTHING, Quota
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settlement import Ending, Settlement, let_go
+from scheduler.stores.postgres.settlement import Ending, Settlement
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import CANCELLED, FAILED, HOME_LOST, WAITING, Again, Ended
 
@@ -107,7 +107,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         statement("running"), [row["id"] for row in lost], [row["tries"] for row in lost]
     )
     now = await locked.time(connection)
-    settlement, lost_jobs = Settlement(locked, now), []
+    settlement = Settlement(locked, now)
     for row in held:
         if row["lease"] > now:
             continue  # renewed meanwhile
@@ -118,7 +118,7 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         elif row["deferred"]:
             over = _over(row, now, max_attempts)
             if over is None:
-                lost_jobs.append(row["id"])
+                settlement.free.append((row["id"], False))
             else:
                 settlement.end(row, over)
         elif max_attempts is not None and row["attempt"] >= max_attempts and not row["stop"]:
@@ -127,8 +127,6 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
         else:
             settlement.repeat(row, Again(row["id"], row["tenant"], row["tries"]))
     await settlement.save(connection)
-    if lost_jobs:
-        await let_go(connection, lost_jobs, 0)
     return rescued
 
 

@@ -12,4 +12,4 @@ set worker = $1, lease = waitline.now_ns() + $3, attempt = j.attempt + 1, tries 
 from found
 where j.id = found.id
 returning j.id, j.tenant, j.prompt, j.session, j.cost, j.attempt, j.tries, j.arrival, j.promised, j.slot, j.deadline, j.lease,
-    j.gate, j.rung, j.predicted, j.model, j.max_tokens
+    j.gate, j.rung, j.predicted, j.model, j.max_tokens, j.memory

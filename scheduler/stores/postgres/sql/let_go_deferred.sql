@@ -1,4 +1,5 @@
--- Deferred jobs of workers that stop or died: for others to take.
-update waitline.job
-set worker = '', lease = least($2::bigint, deadline), attempt = greatest(0, attempt - $3::integer)
-where id = any($1::bigint[]) and deferred and state = 1
+-- Deferred jobs whose workers died or stop: for others to take. Tries that were no attempts are not counted.
+update waitline.job as j
+set worker = '', lease = least($3::bigint, j.deadline), attempt = greatest(0, j.attempt - u.uncounted::integer)
+from unnest($1::bigint[], $2::boolean[]) as u (id, uncounted)
+where j.id = u.id and j.deferred and j.state = 1

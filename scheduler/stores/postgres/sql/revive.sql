@@ -8,8 +8,8 @@ with saved as (
 ), revived as (
     update waitline.job
     set
-        state = 0, attempt = 0, kind = null, result = null, finished = null, paid = false, deadline = null, deferred = false,
-        look = case when ladder is not null then $4::bigint end,
+        state = 0, attempt = 0, kind = null, result = null, finished = null, paid = false, deadline = null,
+        deferred = false, memory = null, look = case when ladder is not null then $4::bigint end,
         place = case when $8 then null else arrival - head_start end
     where id = $7
 )
