@@ -92,7 +92,7 @@ class Memory(Play):
         assert refusal is not None
         if refusal.reason is Reason.NEVER:
             return ("never", *(refusal.limit or ()))
-        if refusal.reason is Reason.SLOT and self.positions[number] is None:
+        if self.positions[number] is None:  # by whatever bound: a slot may be what it would wait for
             self.loose.add(entry.owner.name)
         return (
             "refused",
