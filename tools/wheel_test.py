@@ -17,13 +17,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LEFT_OUT = ("core", "conformance", "faults", "acceptance")
-"""Properties of the arithmetic and of races, which only need modules that other tests import too."""
+LEFT_OUT = ("core", "conformance", "faults", "acceptance", "benchmarks")
+"""Properties of the arithmetic and of races, which only need modules that other tests import too, and what is
+not in a wheel."""
+
+SERVERS = {"WAITLINE_TEST_SERVERS": "18"}
+"""One PostgreSQL is enough to see that a wheel has its SQL: see `tests.stores.servers`."""
 
 
 def call(*command: str | Path, cwd: Path) -> None:
     """Run a command; a failure ends the program with its exit code."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | SERVERS
     done = subprocess.run([str(word) for word in command], cwd=cwd, env=environment, check=False)
     if done.returncode != 0:
         sys.exit(done.returncode)

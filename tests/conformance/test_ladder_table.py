@@ -8,7 +8,7 @@ import pytest
 
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import NS, Cost, Quota, Rate
-from scheduler.core.signals import Upstream
+from scheduler.core.signals import Answer, Signal, Upstream
 from tests.conformance.sides import same
 from tests.core.play import PATIENT, Op
 from tests.core.test_ladder import SHORT, SHORT_LARGE, SMALL, USUAL
@@ -47,3 +47,14 @@ async def test_the_rung_that_a_new_job_takes(
     gates = {"large": SLOW, "small": SLOW}
     found = await same(dsn, {"a": Quota()}, script, gates=gates, long=120 * NS, ties=True)
     assert found.served[len(full) + len(lines)] == expected[:4]
+
+
+async def test_a_job_that_waits_takes_its_rung_later(dsn: str) -> None:
+    """Its wait grew after submit: the gate paused for a while."""
+    policy = Policy(max_wait=None, ladder=[Rung(10, model="small")])
+    limited = Signal(Answer.RATE_LIMITED, 60.0)
+    script = [Op("offer", gate="large"), *[Op("offer", gate="large", policy=PATIENT)] * 3]
+    script += [Op("offer", gate="large", policy=policy), Op("hear", gap=NS // 2, signal=limited)]
+    gates = {"large": SLOW, "small": SLOW}
+    found = await same(dsn, {"a": Quota()}, script, gates=gates, long=120 * NS, ties=True)
+    assert found.served[4] == ("small", 1, "small", None)

@@ -20,8 +20,9 @@ from scheduler.stores.postgres.embedded import Embedded
 from scheduler.stores.postgres.migrate import migrate
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
-SERVERS = {"18": None, "15": DEBIAN}
-"""By version: the folder of the programs. None: the wheel's."""
+ASKED = os.environ.get("WAITLINE_TEST_SERVERS", "18 15").split()
+SERVERS = {version: binaries for version, binaries in {"18": None, "15": DEBIAN}.items() if version in ASKED}
+"""By version, of those that are asked for: the folder of the programs. None: the wheel's."""
 
 FAST = {
     "fsync": "off",
