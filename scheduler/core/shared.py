@@ -118,11 +118,6 @@ class SharedGate(Gate):
         if self.calls is None or time < self.calls:
             self.calls = time
 
-    @property
-    def running_now(self) -> int:
-        """Slots in use."""
-        return self.slots - self.free
-
     # --- jobs come and go ---------------------------------------------------------------------------
 
     def join(self, state: TenantState, now: int, first: bool) -> None:

@@ -36,7 +36,7 @@ def statistics_of(gate: Gate, waiting: int, now: int) -> GateStatistics:
     """How a gate is now, with so many jobs waiting for it."""
     rates = {name: getattr(gate.shape.quota, name) for name in DIMENSIONS}
     return GateStatistics(
-        running=gate.slots - gate.free,
+        running=gate.running,
         slots=gate.slots if gate.slots < UNLIMITED else None,
         waiting=waiting,
         paused=max(0, gate.opens - now) / NS,

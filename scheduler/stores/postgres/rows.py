@@ -101,7 +101,7 @@ def read_gates(text: str | None) -> list[SharedGate]:
 
 def write_gate(gate: SharedGate) -> tuple[str, int, int | None, int | None, str]:
     """A gate's row: name, running, due, calls, state."""
-    return gate.name, gate.running_now, gate.due, gate.calls, json.dumps(gate.keep())
+    return gate.name, gate.running, gate.due, gate.calls, json.dumps(gate.keep())
 
 
 def read_lines(lines: str | list[dict[str, Any]] | None) -> dict[str, LineState]:

@@ -38,7 +38,6 @@ comment on column waitline.line.finish is 'The finish tag of the tenant, made in
 comment on column waitline.line.entered is 'The virtual time at which its heads came to stand there, of which one has been there ever since; null if none is.';
 create index line_due on waitline.line (due) where due is not null;
 create index line_standing on waitline.line (gate, calls, start, front) where start is not null;
-create index line_idle on waitline.line (gate) where waiting = 0;
 
 alter table waitline.job
     add column gate text,
