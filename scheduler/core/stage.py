@@ -3,8 +3,8 @@
 A store keeps a row per gate, per line, per tenant and per job. Under the locks of all gates it loads the
 lines whose heads can come to stand at a gate by now, and of those that stand there the first ones in fair
 order; `passage` has the engine play what happened since the last decision, in the order in which it happened.
-Where it would have to know more than was loaded, or a worker is lacking, it stops at that time, and the next
-decision goes on from there.
+Where it would have to know more than was loaded, it stops at that time, and the next decision goes on from
+there; where only a worker is lacking, time goes on and the gate holds what it would pass.
 """
 
 from __future__ import annotations

@@ -131,10 +131,8 @@ class Settlement:
                 job.period = 0
             gate.settle(state, job, ending.usage, self.now, learn=not ending.refused)
         gate.join(state, self.now, first=False)
-        if row["ladder"] is None:
-            return None
-        if after > 0:
-            return None  # it is looked at when it comes in
+        if row["ladder"] is None or after > 0:
+            return None  # one that comes back later is looked at when it comes in
         rows.read_rungs(job, row)
         return look_at(job, self.now)
 

@@ -12,6 +12,7 @@ from scheduler.core.shared import SharedGate
 from scheduler.core.signals import News
 from scheduler.core.stored import StoredJob, TenantState
 from scheduler.stores.postgres import estimating, rows
+from scheduler.stores.postgres.gates import look
 from scheduler.stores.postgres.heads import see_heads
 from scheduler.stores.postgres.judging import Answer, Batch, gate_for
 from scheduler.stores.postgres.locked import Locked, configured
@@ -65,8 +66,7 @@ async def quote(connection: Connection, request: Request) -> tuple[Outlook, int]
     found = await connection.fetch(statement("waiting_lines"), [request.tenant]) if state.waiting else []
     line = [rows.read_job(row) for row in found]
     state.echoes = {}
-    rows_of_gates = await connection.fetchval("select json_agg(g)::text from waitline.gate as g")
-    gates = {gate.name: gate for gate in rows.read_gates(rows_of_gates)}
+    gates = await look(connection)
     gate = gate_for(gates, request.gate)
     (priced,) = await estimating.priced(connection, [(request, state, gate)])
     if isinstance(priced, Uncounted):
