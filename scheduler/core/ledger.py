@@ -241,14 +241,19 @@ def settle(state: TenantState, cost: Cost, usage: Usage | None, now: int, slots:
 
     `slots`: how many it had, none if it was a continuation.
     """
-    shape = state.shape
-    was_full = slots > 0 and state.running >= shape.concurrency
+    was_full = slots > 0 and state.running >= state.shape.concurrency
     state.running -= slots
     if usage is not None:
-        charged, real = shape.amounts(cost), shape.amounts(usage)
-        state.zeros = [z - c + r for z, c, r in zip(state.zeros, charged, real, strict=True)]
-        was_full = was_full or charged != real
+        correct(state, cost, usage, now)
     if was_full:
+        move(state, now)
+
+
+def correct(state: TenantState, cost: Cost, usage: Usage, now: int) -> None:
+    """Replace what was charged for a grant by what was used."""
+    charged, real = state.shape.amounts(cost), state.shape.amounts(usage)
+    if charged != real:
+        state.zeros = [z - c + r for z, c, r in zip(state.zeros, charged, real, strict=True)]
         move(state, now)
 
 

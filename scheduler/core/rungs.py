@@ -70,6 +70,11 @@ class Rungs(Engine):
 
     # --- looking ahead ------------------------------------------------------------------------------
 
+    def outlook(self, job: StoredJob, now: int) -> Outlook:
+        """What one of these jobs in line can look forward to."""
+        job.owner, job.shared = self.owner, self.owner.lines[job.gate].gate
+        return self._outlook(job, now)[0]
+
     def _startable(self, entry: Entry, now: int) -> bool:
         gate = self._shared[entry.shared.name]
         if not isinstance(entry, StoredJob) or self.parked:

@@ -107,7 +107,7 @@ class Settling(Changes):
             self._end(entry, REFUSED, now)
             return self._refused(entry, Refusal(reason, gate.wait_of_refused(start, now)))
         self._line(tenant, gate).outside += 1
-        entry.state, entry.outside = WAITING, True
+        entry.state, entry.outside, entry.gate = WAITING, True, gate.name
         self.waiting += 1
         self.events.put((start, RETURN, entry.fix_key(), entry))
         if entry.deferred:

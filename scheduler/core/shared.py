@@ -151,20 +151,23 @@ class SharedGate(Gate):
         self, state: TenantState, job: StoredJob, usage: Usage | None, now: int, learn: bool = True
     ) -> None:
         """End a grant: `usage` replaces what was charged, in buckets and tags, and its slot is free."""
-        moves = False
         if job.holder is None:
-            moves = self.free <= 0
+            if self.free <= 0:
+                self.move(now)
             self.free += 1
             if learn:
                 self.hold += (now - job.slot - self.hold) >> 3
         if usage is not None:
-            charged, real = self.shape.amounts(job.cost), self.shape.amounts(usage)
-            moves = moves or charged != real
-            self.give_back(tuple(c - r for c, r in zip(charged, real, strict=True)))
-            self.correct(state, job, usage, now)
-        if moves:
-            self.move(now)
+            self.replace(state, job, usage, now)
         self.give_up(job.sequence, now)
+
+    def replace(self, state: TenantState, job: StoredJob, usage: Usage, now: int) -> None:
+        """Replace what was charged for a grant by what was used, in buckets and tags."""
+        charged, real = self.shape.amounts(job.cost), self.shape.amounts(usage)
+        self.give_back(tuple(c - r for c, r in zip(charged, real, strict=True)))
+        self.correct(state, job, usage, now)
+        if charged != real:
+            self.move(now)
 
     def give_up(self, job: int, now: int) -> None:
         """A job is over; if it was to probe, it did so without a word about the limit: the next one may."""

@@ -10,7 +10,7 @@ from typing import Self
 
 from scheduler.core.entry import ENDED, RUNNING, WAITING
 from scheduler.core.policy import Reason
-from scheduler.core.quota import NOTHING, NS, Usage, instance
+from scheduler.core.quota import NOTHING, NS, Cost, Usage, instance, whole
 from scheduler.core.signals import Signal
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
 from scheduler.runtime.counting import Counting
@@ -19,7 +19,7 @@ from scheduler.runtime.grant import Grant, Turn
 from scheduler.runtime.standing_in import Back, Shadow, StandingIn
 from scheduler.runtime.watch import Fallen, Watch
 from scheduler.stores.protocol import Store
-from scheduler.stores.values import HOME_LOST, Heard, Place, Request, Uncounted, Withdrawn
+from scheduler.stores.values import HOME_LOST, Grown, Heard, Place, Request, Uncounted, Withdrawn
 
 
 def hear(store: Store, turn: Turn, signal: Signal) -> None:
@@ -27,6 +27,15 @@ def hear(store: Store, turn: Turn, signal: Signal) -> None:
     instance("signal", signal, Signal)
     if turn.gate and turn.state is RUNNING:
         store.hearing.hear(Heard(turn.gate, turn.sequence, turn.tenant, turn.cost, turn.slot, signal))
+
+
+def grow(store: Store, turn: Turn, output_tokens: int) -> None:
+    """Have a call's output charged beyond its cost, in steps of a quarter: the store is asked for each."""
+    cost = turn.cost
+    counts = cost.input_tokens or cost.output_tokens  # otherwise nobody limits its tokens
+    if turn.state is RUNNING and counts and not turn.deferred and 4 * output_tokens > 5 * cost.output_tokens:
+        turn.cost = Cost(cost.requests, cost.input_tokens, output_tokens)
+        store.hearing.grow(Grown(turn.sequence, turn.tenant, turn.tries, output_tokens))
 
 
 def ensure_open(store: Store, turn: Turn) -> None:
@@ -65,7 +74,10 @@ class StoredGrant(Grant):
             hear(self.scheduler.store, self, signal)
 
     def grow(self, output_tokens: int) -> None:
-        """Nothing: all of it is charged when it is settled."""
+        """See `Turn.grow`; a grant that was given without the store is charged at its end."""
+        whole("output_tokens", output_tokens, 0)
+        if self.shadow is None:
+            grow(self.scheduler.store, self, output_tokens)
 
     def ensure_open(self) -> None:
         """See `Turn.ensure_open`; a process hears from others in the time of a notification."""

@@ -10,10 +10,10 @@ from typing import Any
 from scheduler.core.entry import ENDED
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NOTHING, nanoseconds
+from scheduler.core.quota import NOTHING, nanoseconds, whole
 from scheduler.core.signals import Signal
 from scheduler.errors import Retry, SchedulerClosed
-from scheduler.runtime.admission import ensure_open, hear
+from scheduler.runtime.admission import ensure_open, grow, hear
 from scheduler.runtime.grant import current_turn
 from scheduler.runtime.job import Handler, Job, short
 from scheduler.stores.results import dump
@@ -65,7 +65,8 @@ class WorkerJob(Job):
         hear(self.store, self, signal)
 
     def grow(self, output_tokens: int) -> None:
-        """Nothing: all of it is charged when it is settled."""
+        """See `Turn.grow`; charged in the store in steps of a quarter."""
+        grow(self.store, self, whole("output_tokens", output_tokens, 0))
 
     def ensure_open(self) -> None:
         """See `Turn.ensure_open`; a process hears from others in the time of a notification."""

@@ -13,7 +13,7 @@ from scheduler.core.gate import Gate
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import Quota, Usage
 from scheduler.core.signals import News, Upstream
-from scheduler.stores.values import Accepted, Debt, Heard, Known, Outcome, Place, Request
+from scheduler.stores.values import Accepted, Debt, Grown, Heard, Known, Outcome, Place, Request
 
 
 class Callers(Protocol):
@@ -44,6 +44,8 @@ class Gates(Protocol):
     async def declare(self, upstreams: Mapping[str, Upstream]) -> None: ...
 
     def hear(self, heard: Heard) -> None: ...
+
+    def grow(self, grown: Grown) -> None: ...
 
     def resume_soon(self, names: Sequence[str] | None) -> None: ...
 

@@ -215,6 +215,15 @@ class Heard:
     signal: Signal
 
 
+class Grown(NamedTuple):
+    """A running call of that try that has produced so many output tokens: more than it was charged for."""
+
+    id: int
+    tenant: str
+    tries: int
+    output_tokens: int
+
+
 class Unreached(ConnectionError):
     """No connection could be had, so nothing was asked of the store."""
 

@@ -21,6 +21,8 @@ class Memory(Play):
     """
 
     positions: list[int | None] = field(default_factory=list)
+    looks: list[int | None] = field(default_factory=list)
+    """When jobs in line were expected to start, each time that somebody looked."""
     loose: set[str] = field(default_factory=set)
     """Tenants that refused for lack of a slot while somebody stood outside the line: the times differ."""
 
@@ -40,9 +42,7 @@ class Memory(Play):
         super().do(op)
 
     def add(self, now: int, entry: Entry, tenant: str, gate: str) -> Refusal | None:
-        # The store learns no mean holding time of slots: it always expects the least.
-        for account in (*self.engine.gates.values(), self.engine.root):
-            account.hold = SLOT_FLOOR
+        self.forget_hold()
         twin = Entry(entry.policy, entry.cost, **entry.__dict__)
         self.positions.append(self.engine.quote(now, tenant, gate, twin).position)
         if entry.policy.ladder:  # it may stand at another gate at once
@@ -52,9 +52,25 @@ class Memory(Play):
             self.positions[-1] = None
         return super().add(now, entry, tenant, gate)
 
+    def forget_hold(self) -> None:
+        """The store learns no mean holding time of slots: it always expects the least."""
+        for account in (*self.engine.gates.values(), self.engine.root):
+            account.hold = SLOT_FLOOR
+
+    def look(self, op: Op) -> None:
+        """Note when a job that stands in its line is expected to start."""
+        self.engine.advance(self.now)
+        self.listen()
+        self.forget_hold()
+        entry = self.pick(op)
+        stands = entry is not None and entry.state is State.WAITING and not entry.outside
+        self.looks.append(
+            self.engine.expected(self.now, entry).expected - START if entry is not None and stands else None
+        )
+
     def record(self) -> Record:
         """What became of everything."""
-        record, refused = Record(), set()
+        record, refused = Record(looks=self.looks), set()
         for number, entry in enumerate(self.jobs):
             if hasattr(entry, "promised"):
                 if entry.shared.name:

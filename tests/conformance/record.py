@@ -27,6 +27,8 @@ class Record:
     """Per tenant: (job, slot), in the order in which they were granted."""
     ends: dict[int, str] = field(default_factory=dict)
     """Of each job that waited in vain: why."""
+    looks: list[int | None] = field(default_factory=list)
+    """Of each look at a job that stood in its line: when it was expected to start. None at any other."""
     served: dict[int, tuple[object, ...]] = field(default_factory=dict)
     """Of each accepted job at a shared gate: the gate, rungs taken, model and most tokens."""
 
@@ -50,6 +52,7 @@ def compare(expected: Record, found: Record, quotas: Mapping[str, object], ops: 
         "answers": (expected.answers, answers),
         "positions": (expected.positions, positions),
         "grants": (dict(expected.grants), dict(found.grants)),
+        "looks": (expected.looks, found.looks),
         "ends": (expected.ends, found.ends),
         "served": (expected.served, found.served),
     }

@@ -255,6 +255,16 @@ class Stored:
         """An operator opens a gate."""
         await self.store.hearing.resume([op.gate])
 
+    async def look(self, op: Op) -> None:
+        """Note when a job that stands in its line is expected to start."""
+        job = self.ids[op.pick % len(self.ids)] if self.ids else None
+        standing = "select tenant from waitline.job where id = $1 and (place is not null or turn is not null)"
+        found = [] if job is None else await self.store.rows(standing.replace("$1", str(job)))
+        if job is not None:
+            await self.store.rows(FORGET_HOLD)
+        known = await self.store.look(job, str(found[0][0])) if job is not None and found else None
+        self.kept.looks.append(None if known is None else known.expected - START)
+
     async def advance(self, op: Op) -> None:
         """Let time pass."""
 

@@ -113,6 +113,15 @@ async def test_the_store_passes_tenants_as_the_engine_does(
 
 
 @few
+@given(quotas=three, gates=both, script=scripts("xy", kinds=(*KINDS, "look")))
+async def test_who_waits_at_a_gate_expects_the_same(
+    dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
+) -> None:
+    looks = [Op("look", pick=job) for job in range(len(script))]
+    await same(dsn, quotas, [*script, *looks], gates=gates)
+
+
+@few
 @given(quotas=three, gates=both, script=scripts("xy"))
 async def test_tenants_at_two_gates(
     dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]

@@ -58,6 +58,13 @@ async def test_the_store_decides_what_the_engine_decides(
 
 
 @few
+@given(pairs, scripts("offer", "offer", "offer", "look", "settle", "withdraw", "retry", "set_quota"))
+async def test_who_waits_expects_the_same(dsn: str, quotas: dict[str, Quota], script: list[Op]) -> None:
+    """Whatever made it later, or sooner, than it was promised."""
+    await same(dsn, quotas, [*script, *(Op("look", pick=job) for job in range(len(script)))])
+
+
+@few
 @given(
     pairs,
     scripts("offer", policy=impatient, head_start=0, session=None),

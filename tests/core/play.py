@@ -315,6 +315,7 @@ FIELDS = {
     "set_quota": ("tenant", "quota"),
     "hear": ("pick", "signal"),
     "resume": ("gate",),
+    "look": ("pick",),
     "advance": (),
 }
 """What of an operation matters, by its kind: nothing else is drawn."""

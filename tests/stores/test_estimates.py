@@ -30,6 +30,7 @@ from scheduler import (
 from scheduler.core import learning
 from scheduler.stores.postgres import PostgresStore, estimating
 from scheduler.stores.postgres.estimating import Lesson
+from scheduler.stores.values import DONE, Ended, Grown
 from scheduler.worker import Worker
 from tests.stores.callers import rows
 from tests.stores.outages import Mortal, fall, mortal, mortal_server, rise, watched
@@ -179,6 +180,70 @@ async def test_what_was_reserved_gives_way_to_what_was_used(dsn: str) -> None:
     assert {name: int(held) for name, (_, _, held) in own.items()} == {
         name: int(level) for name, level in gate.items()
     }
+
+
+@pytest.mark.parametrize("gates", [None, {"m": SLOW}], ids=["no gate", "gate"])
+@pytest.mark.parametrize("way", ["job", "caller"])
+async def test_output_beyond_its_estimate_is_charged_while_it_comes(dsn: str, gates: Any, way: str) -> None:
+    """Once, in steps of a quarter; the end charges what was used, whatever was charged meanwhile."""
+    levels: list[int] = []
+
+    async def grow(turn: Any, store: Any) -> None:
+        for produced in (50, 125, 126, 300, 200, 301, 376):
+            turn.grow(produced)
+            await store.hearing.noted()
+            own = 10_000 - int((await scheduler.current_levels("acme"))["output_tokens"][2])
+            if gates is not None:
+                known = (await scheduler.statistics()).gates["m"].levels
+                assert 10_000 - int(known["output_tokens"]) == own
+            levels.append(own)
+        turn.settle(Usage(1, 5, 350))
+
+    async def handler(job: Job) -> None:
+        await grow(job, job.store)  # type: ignore[attr-defined]
+
+    async with metered(dsn, handler, SLOW, gates=gates) as scheduler:
+        if way == "job":
+            await scheduler.submit("acme", "hello", cost=Cost(1, 0, 100))
+        else:
+            async with scheduler.admit("acme", cost=Cost(1, 0, 100)) as grant:
+                await grow(grant, scheduler.store)  # type: ignore[attr-defined]
+        assert levels == [100, 100, 126, 300, 300, 300, 376]
+        assert int((await scheduler.statistics("acme")).levels["output_tokens"]) == 10_000 - 350
+
+
+async def test_who_waits_hears_of_output_that_was_not_foreseen(dsn: str) -> None:
+    """The next job is expected later, from then on."""
+    quota = Quota(output_tokens=Rate(1, burst=200))
+    told: list[float] = []
+
+    async def handler(job: Job) -> None:
+        if job.prompt == "long":
+            short = await scheduler.enqueue("acme", "short", cost=Cost(1, 0, 150))
+            job.grow(600)
+            await job.store.hearing.noted()  # type: ignore[attr-defined]
+            later = await scheduler.ticket(short.id, tenant="acme")
+            told.extend([short.wait, later.expected])
+            later.cancel()
+
+    async with metered(dsn, handler, quota) as scheduler:
+        await scheduler.submit("acme", "long", cost=Cost(1, 0, 200))
+    assert 149 < told[0] <= 150
+    assert 549 < told[1] <= 550
+
+
+async def test_a_try_that_lost_its_job_charges_nothing_more(dsn: str) -> None:
+    async with PostgresStore(dsn) as store, Scheduler(store=store, quotas=SLOW) as scheduler:
+        ticket = await scheduler.enqueue("acme", "hello", cost=Cost(1, 0, 100))
+        (claim,) = (await store.claim("worker", 1)).claims  # type: ignore[union-attr]
+        for tries in (claim.tries + 1, claim.tries):
+            store.hearing.grow(Grown(int(ticket.id), "acme", tries, 500 * tries))
+            await store.hearing.noted()
+        assert int((await scheduler.statistics("acme")).levels["output_tokens"]) == 10_000 - 500
+        await store.settle(Ended(claim.id, "acme", claim.tries, DONE))
+        store.hearing.grow(Grown(claim.id, "acme", claim.tries, 900))
+        await store.hearing.noted()
+        assert int((await scheduler.statistics("acme")).levels["output_tokens"]) == 10_000 - 500
 
 
 async def test_processes_learn_together_and_what_was_learned_survives(dsn: str) -> None:

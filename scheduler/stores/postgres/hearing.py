@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,12 +12,12 @@ from scheduler.core.gate import RAMP_FULL
 from scheduler.core.quota import DIMENSIONS, NS
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Answer, News, Signal, Upstream, What
-from scheduler.stores.postgres import gates, looking
+from scheduler.stores.postgres import gates, looking, settling
 from scheduler.stores.postgres.batches import Batches
-from scheduler.stores.postgres.connections import Connections, patiently
+from scheduler.stores.postgres.connections import LOST, Connections, patiently
 from scheduler.stores.postgres.opened import Opened
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Heard
+from scheduler.stores.values import Grown, Heard
 
 BATCH = 500
 """Answers in one transaction."""
@@ -34,6 +35,7 @@ class Hearing:
         self._store = store
         self._connections = connections
         self._heard: Batches[Heard, None] = Batches(self._note, BATCH)
+        self._grown: Batches[Grown, None] = Batches(self._charge, BATCH)
         self._looking = asyncio.Lock()
         self._pending: set[asyncio.Task[None]] = set()
 
@@ -85,6 +87,16 @@ class Hearing:
             gate.closed_until = self._store.about() + int(gate.upstream.spend_probe * NS)
             gate.probe_id = None
         self._start(self._heard.do(heard, self._store.group))
+
+    def grow(self, grown: Grown) -> None:
+        """Charge a running call for output beyond its cost soon; if that is lost, its end charges it."""
+        self._start(self._grown.do(grown, self._store.group))
+
+    async def _charge(self, grown: Sequence[Grown]) -> Sequence[None]:
+        with suppress(*LOST):
+            async with self._connections.transaction() as connection:
+                await settling.grow(connection, grown)
+        return [None] * len(grown)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._store.group.create_task(work)

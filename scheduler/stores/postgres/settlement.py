@@ -12,7 +12,7 @@ from scheduler.core import learning, ledger
 from scheduler.core.entry import EXPIRED
 from scheduler.core.ladder import look_at
 from scheduler.core.policy import Reason
-from scheduler.core.quota import NOTHING, Quota
+from scheduler.core.quota import NOTHING, Cost, Quota, Usage
 from scheduler.core.shared import SharedGate, granted
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import estimating, rows
@@ -52,6 +52,8 @@ class Settlement:
     """(id, place, returns, paid, attempt, look)."""
     left: list[int] = field(default_factory=list)
     """Callers that ran their own work: nobody asks what became of them, so nothing is kept."""
+    grown: dict[int, Cost] = field(default_factory=dict)
+    """What running calls are charged for now, by job."""
     free: list[tuple[int, bool]] = field(default_factory=list)
     """Deferred jobs that others may take, and whether their tries were no attempts."""
     sessions: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -73,6 +75,19 @@ class Settlement:
         if counted is not None and usage is not None and learning.teaches(usage):
             self.lessons.append(estimating.Lesson(state.name, estimating.name_of(gate), counted, usage))
         self.leave(row, ending.state, ending.result, ending.kind)
+
+    def grow(self, row: Record, output_tokens: int) -> None:
+        """A running call has produced so many output tokens: what is above its cost is charged now."""
+        state, cost = self.locked.states[row["tenant"]], self.grown.get(row["id"], rows.cost_of(*row["cost"]))
+        gate = self.locked.gate_of(row["gate"])
+        metered = state.shape.metered or (gate is not None and gate.shape.metered)
+        if row["deferred"] or not metered or output_tokens <= cost.output_tokens:
+            return
+        usage = Usage(cost.requests, cost.input_tokens, output_tokens)
+        ledger.correct(state, cost, usage, self.now)
+        if gate is not None:
+            gate.replace(state, granted(gate.name, row, cost), usage, self.now)
+        self.grown[row["id"]] = Cost(usage.requests, usage.input_tokens, usage.output_tokens)
 
     def leave(
         self, row: Record, state: int, result: str | None, kind: str | None, at: int | None = None
@@ -190,6 +205,9 @@ class Settlement:
             again[5] if again else [],
         )
         await self.locked.save_gates(connection)
+        if self.grown:
+            outputs = [cost.output_tokens for cost in self.grown.values()]
+            await connection.execute(statement("grow"), list(self.grown), outputs)
         if self.free:
             await connection.execute(statement("let_go_deferred"), *zip(*self.free, strict=True), FAR)
             await connection.execute("select pg_notify('waitline_deferred', '')")

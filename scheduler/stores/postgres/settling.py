@@ -11,7 +11,7 @@ from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settlement import Ending, Settlement
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import CANCELLED, FAILED, HOME_LOST, WAITING, Again, Ended
+from scheduler.stores.values import CANCELLED, FAILED, HOME_LOST, WAITING, Again, Ended, Grown
 
 
 async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool]:
@@ -31,6 +31,22 @@ async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool
             settlement.repeat(row, ending)
     await settlement.save(connection)
     return [(ending.id, ending.tries) in by_try for ending in endings]
+
+
+async def grow(connection: Connection, grown: Sequence[Grown]) -> None:
+    """Charge running calls for output beyond their cost, if they still hold their job."""
+    locked = await Locked.these(connection, {one.tenant for one in grown})
+    held = await connection.fetch(
+        statement("running"), [one.id for one in grown], [one.tries for one in grown]
+    )
+    settlement = Settlement(locked, await locked.time(connection))
+    by_try = {(row["id"], row["tries"]): row for row in held}
+    for one in grown:
+        row = by_try.get((one.id, one.tries))
+        if row is not None:
+            settlement.grow(row, one.output_tokens)
+    if settlement.grown:
+        await settlement.save(connection)
 
 
 async def give_back(connection: Connection, jobs: Mapping[int, str]) -> None:

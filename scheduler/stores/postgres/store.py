@@ -14,7 +14,17 @@ from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
 from scheduler.core.signals import News
-from scheduler.stores.postgres import claiming, gates, gating, ladders, plain, rows, settling, submitting
+from scheduler.stores.postgres import (
+    claiming,
+    gates,
+    gating,
+    ladders,
+    plain,
+    quoting,
+    rows,
+    settling,
+    submitting,
+)
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
@@ -195,7 +205,7 @@ class PostgresStore(Keeping):
     async def quote(self, request: Request) -> tuple[Outlook, int]:
         """What a job could look forward to now, and the time. Locks nothing, leaves no trace."""
         async with self._connections.connection() as connection:
-            return await submitting.quote(connection, request)
+            return await quoting.quote(connection, request)
 
     async def count(self, tenant: str | None) -> dict[str, Any]:
         """Numbers of jobs and tenants, of everything or of one tenant; its levels by name."""
@@ -225,11 +235,7 @@ class PostgresStore(Keeping):
     async def look(self, job: int, tenant: str) -> Known | None:
         """How a job stands; None if the tenant has none of that number."""
         async with self._connections.connection() as connection:
-            row = await connection.fetchrow(statement("look"), job, tenant)
-        if row is None:
-            return None
-        cost, gate = rows.cost_of(*row["cost"]), row["gate"] or ""
-        return Known._make([*tuple(row)[:7], row["slot"], gate, cost, claiming.plan_of(row)])
+            return await quoting.see(connection, job, tenant)
 
     def await_outcome(self, job: int, tenant: str | None = None) -> asyncio.Future[Outcome]:
         """What will become of a job. All who ask in this process share it: shield it from a cancellation.
