@@ -9,10 +9,8 @@ The ```sql blocks run on a database with the schema, and leave nothing behind.
 import ast
 import asyncio
 import inspect
-import os
+import io
 import re
-import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +20,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from cyclopts import CycloptsError
+from rich.console import Console
 
+from scheduler.cli import jobs, quotas  # noqa: F401 - they add their commands
+from scheduler.cli.app import app
 from tests.project.repository import ROOT, name_of
 from tests.stores.servers import running
 
@@ -158,13 +160,18 @@ async def test_the_queries_on_the_pages_run(request: pytest.FixtureRequest) -> N
         await connection.close()
 
 
+QUIETLY: dict[str, Any] = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+
+
 @cache
 def help_of(*command: str) -> str:
     """Return what `waitline COMMAND --help` prints; nothing if there is no such command."""
-    program = [sys.executable, "-c", "from scheduler.cli import main; main()", *command, "--help"]
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout if done.returncode == 0 else ""
+    shown = io.StringIO()
+    try:
+        app([*command, "--help"], console=Console(file=shown, width=200), **QUIETLY)
+    except CycloptsError:
+        return ""
+    return shown.getvalue()
 
 
 PAGE = """
