@@ -10,7 +10,7 @@ MISSING = "waitline: the command needs its extra: pip install 'waitline[cli]' (m
 def main() -> None:
     """Run the command line; errors end in one line and a status, not in a traceback."""
     try:
-        from scheduler.cli import jobs, quotas  # noqa: F401 - they add their commands
+        from scheduler.cli import gates, jobs, quotas  # noqa: F401 - they add their commands
         from scheduler.cli.app import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("scheduler", "agent"):

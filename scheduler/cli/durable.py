@@ -156,7 +156,10 @@ async def change_job(dsn: str, job: int, again: bool) -> int:
     """Let a job that failed be tried again, or cancel one."""
     async with PostgresStore(dsn, migrate=False) as store:
         if again:
-            changed = await store.revive(job)
+            try:
+                changed = await store.revive(job)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
         else:
             found = await store.list_jobs(None, None, job, 1)
             changed = bool(found) and await store.cancel(job, found[0]["tenant"]) is not None

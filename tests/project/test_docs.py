@@ -23,7 +23,7 @@ import pytest
 from cyclopts import CycloptsError
 from rich.console import Console
 
-from scheduler.cli import jobs, quotas  # noqa: F401 - they add their commands
+from scheduler.cli import gates, jobs, quotas  # noqa: F401 - they add their commands
 from scheduler.cli.app import app
 from tests.project.repository import ROOT, name_of
 from tests.stores.servers import running
@@ -137,7 +137,7 @@ def test_the_commands_and_options_on_the_pages_exist() -> None:
         command = [word for word in words[:1] if not word.startswith("-")]
         text = help_of(*command)
         assert text, f"{where}: there is no `waitline {' '.join(command)}`"
-        if command in (["jobs"], ["quotas"]):
+        if command in (["gates"], ["jobs"], ["quotas"]):
             text += help_of(*words[:2])
         options = [word.partition("=")[0] for word in words if word.startswith("--")]
         unknown += [f"{where}: {' '.join(words[:2])} {option}" for option in options if option not in text]

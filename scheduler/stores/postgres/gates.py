@@ -77,11 +77,28 @@ async def resume(connection: Connection, names: Sequence[str] | None) -> list[Ne
     ear = Ear(locked.gates, now)
     names = sorted(locked.gates) if names is None else names
     for name in names:
-        if name not in locked.gates:
-            raise ValueError(f"gate: must be one of {sorted(locked.gates)}, got {name!r}")
+        _known(locked, name)
         ear.open(now, name)
     await _follow(connection, locked, names, now)
     return ear.news
+
+
+async def drop(connection: Connection, name: str) -> None:
+    """Forget a gate. Raises ValueError for an unknown one, and while jobs wait or run there."""
+    locked = await Locked.these(connection, ())
+    _known(locked, name)
+    left = await connection.fetchval(
+        "select count(*) from waitline.job where gate = $1 and state in (0, 1)", name
+    )
+    if left:
+        raise ValueError(f"gate: {name!r} has {left} jobs that wait or run, and cannot be dropped")
+    await connection.execute(statement("drop_gate"), name)
+    await connection.execute("select pg_notify($1, '')", CHANNEL)
+
+
+def _known(locked: Locked, name: str) -> None:
+    if name not in locked.gates:
+        raise ValueError(f"gate: must be one of {sorted(locked.gates)}, got {name!r}")
 
 
 async def _follow(connection: Connection, locked: Locked, changed: Sequence[str], now: int) -> None:

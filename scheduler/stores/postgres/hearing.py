@@ -50,6 +50,12 @@ class Hearing:
             await gates.declare(connection, upstreams)
         await self.look()
 
+    async def drop(self, name: str) -> None:
+        """Forget a gate. Raises ValueError for an unknown one, and while jobs wait or run there."""
+        async with self._connections.transaction() as connection:
+            await gates.drop(connection, name)
+        await self.look()
+
     async def resume(self, names: Sequence[str] | None) -> None:
         """Open gates that are closed or paused; all of them for None."""
         async with self._connections.transaction() as connection:

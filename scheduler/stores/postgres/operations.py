@@ -18,7 +18,10 @@ async def list_jobs(
 
 
 async def revive(connection: Connection, job: int) -> bool:
-    """Let a job that failed or was cancelled wait again. False if there is no such job."""
+    """Let a job that failed or was cancelled wait again. False if there is no such job.
+
+    Raises ValueError if its gate was dropped.
+    """
     tenant = await connection.fetchval("select tenant from waitline.job where id = $1", job)
     if tenant is None:
         return False
@@ -26,6 +29,8 @@ async def revive(connection: Connection, job: int) -> bool:
     row = await connection.fetchrow(statement("ended_job"), job)
     if row is None:
         return False
+    if row["gate"] and row["gate"] not in locked.gates:
+        raise ValueError(f"job: {job} waits for the gate {row['gate']!r}, which is not there any more")
     state = locked.states[tenant]
     now = await locked.time(connection)
     parked = False
