@@ -123,7 +123,7 @@ async def _decide(  # noqa: PLR0917 - what one transaction knows
     """Let the core grant over the first jobs of the lines of locked tenants, and save that."""
     heads = [row for row in found if row["id"] is None]
     states, most = list(locked.states.values()), heads[0]["most"]
-    now = locked.not_before(heads[0]["now"])
+    now = await locked.moment(connection, heads[0]["now"])
     jobs, back = _read(found[len(heads) :], most, longest)
     for job in back:  # their backoff is over: they are in line from here on
         if not job.paid:

@@ -44,7 +44,7 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
         gate.count(job.cost, 1)
         if not job.paid:
             locked.states[job.tenant].add_work(job.cost, 1)
-    now = locked.not_before(found["now"])
+    now = await locked.moment(connection, found["now"])
     end = now if found["latest"] is None else min(now, found["latest"])
     _limit(locked, min(slots, HEADS), now)
     moved = passage.claim(locked.gates, locked.states, jobs, slots, end, _partial(jobs, found["each"]))

@@ -61,7 +61,7 @@ class Batch:
         """Accept or refuse each, and save what was accepted and what changed."""
         await self._look_up()
         (clock,) = await self._connection.fetch(statement("numbers"), len(self._requests))
-        now, numbers = self._locked.not_before(clock["now"]), iter(clock["numbers"])
+        now, numbers = await self._locked.moment(self._connection, clock["now"]), iter(clock["numbers"])
         await self._load_lines(now)
         if any(request.policy.ladder for request in self._requests):
             self._deferred = await count_deferred(self._connection)

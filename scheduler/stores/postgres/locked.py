@@ -13,6 +13,7 @@ from scheduler.core.quota import Cost, Quota
 from scheduler.core.shared import SharedGate
 from scheduler.core.stored import LineState, TenantState
 from scheduler.stores.postgres import rows
+from scheduler.stores.postgres.opened import STEP
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Unreached
 
@@ -72,14 +73,20 @@ class Locked:
         )
         return await cls.these(connection, tenants)
 
-    def not_before(self, now: int) -> int:
-        """The time of the decision: the clock's, unless it went back since a tenant was saved."""
+    async def moment(self, connection: Connection, clock: int) -> int:
+        """The time of the decision: the clock's, unless it went back since any of these was saved.
+
+        Such a step is made up for, or nobody here would get anything until the clock is where it was.
+        """
         times = [state.as_of for state in self.states.values()]
-        return max([now, *times, *(gate.processed for gate in self.gates.values())])
+        now = max([clock, *times, *(gate.processed for gate in self.gates.values())])
+        if now - clock > STEP:
+            await connection.execute("select waitline.catch_up($1)", now)
+        return now
 
     async def time(self, connection: Connection) -> int:
         """The time of the decision, read now that the locks are held."""
-        return self.not_before(await connection.fetchval("select waitline.now_ns()"))
+        return await self.moment(connection, await connection.fetchval("select waitline.now_ns()"))
 
     def stir(self, tenant: str) -> None:
         """Somebody left the line: who is first in it now may be another's to grant, though no sooner."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext, suppress
+from functools import partial
 from time import monotonic_ns
 from types import TracebackType
 from typing import Self
 
 from scheduler.core.quota import NS, Quota
-from scheduler.stores.postgres.connections import LOST, Connections
+from scheduler.stores.postgres.connections import LOST, Connections, patiently
 from scheduler.stores.postgres.migrate import migrate
+
+STEP = NS
+"""Nanoseconds by which a server's clock goes back before that is made up for."""
 
 QUOTAS = 10_000
 """Tenants of which a process remembers the quota."""
@@ -40,6 +44,7 @@ class Opened:
         self._group: asyncio.TaskGroup | None = None
         self._listener: asyncio.Task[None] | None = None
         self._offset = 0
+        self._least: int | None = None
         self._abandoned = False
         self.quotas = Quotas()
 
@@ -119,7 +124,16 @@ class Opened:
 
     def _noted(self, now: int, asked: int) -> None:
         # From before the question: a guess that runs ahead finds what is due, one that lags behind does not.
-        self._offset = now - asked
+        self._offset, least, answered = now - asked, self._least, monotonic_ns()
+        self._least = now - answered
+        if least is not None and self._group is not None and least - self._offset > STEP:
+            self._group.create_task(patiently(partial(self._catch_up, least)))
+
+    async def _catch_up(self, least: int) -> None:
+        """The server's clock went back, by this process's own: the time of the lines must not."""
+        async with self._connections.connection() as connection:
+            await connection.execute("select waitline.catch_up($1)", monotonic_ns() + least)
+        await self.clock()
 
     async def clock(self) -> int:
         """The database's time."""

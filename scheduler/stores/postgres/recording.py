@@ -28,7 +28,7 @@ async def record(connection: Connection, home: str, lease: int, debts: Sequence[
     new = [debt for debt in debts if debt.key not in numbers]
     missing = [key for debt in new for key in _keys(debt)]
     (clock,) = await connection.fetch(statement("numbers"), len(missing))
-    now = locked.not_before(clock["now"])
+    now = await locked.moment(connection, clock["now"])
     numbers |= dict(zip(missing, clock["numbers"], strict=True))
     for debt in new:
         state = locked.states[debt.tenant]
