@@ -5,7 +5,7 @@ All buckets of a quota are taken together or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from operator import attrgetter, gt, mul, sub
 
@@ -95,6 +95,10 @@ class Shape:
                 return DIMENSIONS[index], amount // scale.unit, scale.capacity // scale.unit
         return None
 
+    def exceeds(self, usage: Cost, cost: Cost) -> bool:
+        """Whether more was used than a cost, in any bucket."""
+        return any(map(gt, self.amounts(usage), self.amounts(cost)))
+
     def interval(self, amounts: Amounts) -> int:
         """Nanoseconds in which the slowest bucket refills `amounts`."""
         return max((-(-a // scale.p) for scale, a in zip(self.scales, amounts, strict=True)), default=0)
@@ -163,6 +167,18 @@ class Account:
         if only is not None:
             return -(-(self.zeros[0] + amounts[0]) // only.p)
         return max(map(Scale.ready, self.shape.scales, self.zeros, amounts), default=0)
+
+    def surely(self, work: Iterable[int], begin: int) -> int:
+        """By when jobs of so much work have started, if from `begin` on they lack nothing but permits.
+
+        While one of them waits, a bucket that it waits for fills: so all together wait for no longer than if
+        the work of each bucket came after that of the others. With one bucket that is when the last starts.
+        """
+        waits = (
+            scale.ready(max(zero, scale.full(begin)), amount) - begin
+            for scale, zero, amount in zip(self.shape.scales, self.zeros, work, strict=True)
+        )
+        return begin + sum(wait for wait in waits if wait > 0)
 
     def take(self, time: int, amounts: Amounts) -> None:
         """Charge every bucket at the slot time `time`."""

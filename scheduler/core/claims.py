@@ -58,6 +58,9 @@ class Claims(Engine):
         if isinstance(entry, StoredJob):
             entry.since = time
 
+    def _judge(self, line: Line, now: int) -> None:
+        """Whoever makes a wait worse has it judged, over the whole line."""
+
 
 def in_reach(
     states: Mapping[str, TenantState], jobs: Sequence[StoredJob], near: Collection[str]

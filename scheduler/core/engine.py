@@ -103,15 +103,17 @@ class Engine(Ladder):
         entry.promised = now
         if entry.session is not None and entry.holder is None:
             self.sessions[tenant.name, entry.session] = []
-        if tenant.lines:
-            self._overtaken(entry, now)
-            for line in tenant.lines.values():
-                self._lift(line)
+        overtakes = bool(tenant.lines) and self._overtaken(entry, now)
+        for line in tenant.lines.values():
+            self._lift(line)
         tag = gate.fair.start(tenant.name) if gate.lines and gate.backlogged else None
         self._grant(entry, now, now, tag, None)
         if tenant.lines:
             self._place_all(tenant, now)
         self._flush(now, now)
+        if overtakes:
+            self._judge_all(tenant, now)
+            self._flush(now, now)
 
     def _start_alone(self, entry: Entry, now: int) -> bool:
         """Start a job that has all it needs while nobody waits; `_decide` would do the same."""
@@ -250,6 +252,7 @@ class Engine(Ladder):
             self._flush(now, now)
         if overtakes:
             self._judge_all(entry.owner, now)
+            self._flush(now, now)
 
     # --- quotes -------------------------------------------------------------------------------------
 

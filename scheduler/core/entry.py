@@ -49,8 +49,9 @@ class Entry:
 
     `owner` is the tenant that pays, `shared` the gate that it passes, `expires` its deadline in nanoseconds.
     `key` orders the line: arrival less head start in its high bits, then the sequence, then the call of a
-    run, so that one integer compares like the three. `slot` is the grant's slot time, `promised` the start
-    that was promised, both in nanoseconds. `holder` is the running job whose slot a continuation reuses.
+    run, so that one integer compares like the three. `slot` is the grant's slot time, or when it went back to
+    wait after that, `promised` the start that was promised, both in nanoseconds. `holder` is the running job
+    whose slot a continuation reuses.
     `paid` says that the tenant's permits were already charged for a try that the upstream refused, `period`
     in which busy period of the gate the grant made a debt (0: in none). `plain` says that it costs one
     request of one permit, not paid before, and has neither session, deadline, head start, ladder nor holder.

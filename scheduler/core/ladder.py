@@ -17,7 +17,7 @@ from scheduler.core.account import Projection
 from scheduler.core.entry import NEW, RUNNING, WAITING, Alarm, Entry
 from scheduler.core.following import NEVER, Following
 from scheduler.core.gate import Gate
-from scheduler.core.outlook import Ahead, expect, run_to
+from scheduler.core.outlook import Ahead, expect, run_to, since
 from scheduler.core.policy import Cause, Outlook, Rung
 from scheduler.core.quota import NS, Cost
 from scheduler.core.register import EXPIRE, LADDER
@@ -33,11 +33,6 @@ class Plan(NamedTuple):
     max_tokens: int | None
     deferred: bool
     expected: int
-
-
-def since(entry: Entry) -> int:
-    """From when on a job's wait counts: its arrival, or the start of the try that it came back from."""
-    return max(entry.arrival, entry.slot)
 
 
 def look_at(entry: Entry, now: int) -> int | None:

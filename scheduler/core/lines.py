@@ -5,11 +5,11 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from scheduler.core.account import SLOT_FLOOR, Projection
-from scheduler.core.entry import REFUSED, RUN_BITS, SEQUENCE_BITS, WAITING, Entry, State
+from scheduler.core.account import SLOT_FLOOR
+from scheduler.core.entry import REFUSED, RUN_BITS, SEQUENCE_BITS, Entry, State
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
-from scheduler.core.outlook import in_order
+from scheduler.core.outlook import in_order, since, too_long
 from scheduler.core.overload import head
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.register import BEHIND, HEAD, Register
@@ -132,7 +132,7 @@ class Lines(Register):
         """Refuse those who were overtaken for longer than they may wait, now that `front` goes."""
         while line.blocks and (oldest := line.blocks[0][0]) is not front:
             bound = oldest.policy.max_wait_ns
-            if bound is None or time - max(oldest.arrival, oldest.slot) <= bound:
+            if bound is None or time - since(oldest) <= bound:
                 return
             self._refuse_now(oldest, Reason.MAX_WAIT, time)
 
@@ -242,21 +242,9 @@ class Lines(Register):
             return  # at a closed gate everybody is refused, and told why
         if self._surely_in_time(line, begin):
             return
-        run = Projection(line.tenant, begin)
-        for entry in list(in_order(line.tenant)):
-            if entry.state is not WAITING:
-                continue  # it left with another one of its session
-            amounts = line.tenant.shape.amounts(entry.cost)
-            start = run.time if entry.paid else run.peek(amounts)
-            bound, since = entry.policy.max_wait_ns, max(entry.arrival, entry.slot)
-            if entry.shared is line.gate and bound is not None and start - since > bound and start > now:
-                if not entry.policy.ladder or not self._degrade(entry, now):
-                    self._drop(entry, Refusal(Reason.MAX_WAIT, start - now), now)
-                    continue
-                if entry.state is not WAITING:
-                    continue
-            if not entry.paid:
-                run.start(line.tenant.shape.amounts(entry.cost))
+        for entry, start in too_long(line.tenant, line.gate, now, list(in_order(line.tenant))):
+            if not entry.policy.ladder or not self._degrade(entry, now):
+                self._drop(entry, Refusal(Reason.MAX_WAIT, start - now), now)
 
     def _degrade(self, entry: Entry, now: int) -> bool:
         """Serve a job in another way, if it has a ladder and that helps: see `Ladder`. True if so."""
@@ -267,11 +255,11 @@ class Lines(Register):
 
     def _surely_in_time(self, line: Line, begin: int) -> bool:
         """Whether even the last job starts within the tightest bound of the oldest: no need to walk."""
-        tenant, only, first = line.tenant, line.tenant.shape.only, line.head(True)
-        if only is None or len(tenant.lines) > 1 or first is None or line.tightest is None:
+        tenant, first = line.tenant, line.head(True)
+        if first is None or line.tightest is None:
             return False
-        last = max(begin, only.ready(max(tenant.zeros[0], only.full(begin)), line.work[0]))
-        return last - (first.key >> SEQUENCE_BITS + RUN_BITS) <= line.tightest
+        work = map(sum, zip(*(other.work for other in tenant.lines.values()), strict=True))
+        return tenant.surely(work, begin) - (first.key >> SEQUENCE_BITS + RUN_BITS) <= line.tightest
 
     def _worsen(self, tenant: Tenant, cause: Cause, until: int) -> None:
         """Note a cause that may delay whoever of the tenant has arrived by `until`."""

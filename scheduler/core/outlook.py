@@ -6,10 +6,10 @@ pause to its end, a gate by the work ahead of the job in fair order, slots by th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from scheduler.core.account import SLOT_FLOOR, Account, Projection
 from scheduler.core.bucket import Scale
@@ -28,9 +28,16 @@ ECHO_LEAST = 16
 
 NO_ECHOES: dict[str, Echo] = {}
 
+Job = TypeVar("Job", bound=Entry)
+
 _key = attrgetter("key")
 
 STRICT, GATE, PAUSE, SLOT = Reason.STRICT, Reason.GATE, Reason.PAUSE, Reason.SLOT
+
+
+def since(entry: Entry) -> int:
+    """From when on a job's wait counts: its arrival, or when it went back to wait after a try."""
+    return max(entry.arrival, entry.slot)
 
 
 def in_order(tenant: Tenant) -> Iterable[Entry]:
@@ -60,6 +67,25 @@ def run_to(tenant: Tenant, key: int, begin: int, now: int) -> Projection:
         if not entry.paid:
             run.start(tenant.shape.amounts(entry.cost))
     return run
+
+
+def too_long(tenant: Tenant, gate: Gate, now: int, entries: Iterable[Job]) -> Iterator[tuple[Job, int]]:
+    """Who at a gate would now wait longer than allowed, by the tenant's own buckets and a pause; until when.
+
+    `entries`: all its jobs in line, in order. Whoever leaves before the next one is asked for delays nobody.
+    """
+    run = Projection(tenant, max(now, gate.opens))
+    for entry in entries:
+        if entry.state is not WAITING:
+            continue  # it left with another one of its session
+        start = run.time if entry.paid else run.peek(tenant.shape.amounts(entry.cost))
+        bound = entry.policy.max_wait_ns
+        if entry.shared is gate and bound is not None and start - since(entry) > bound and start > now:
+            yield entry, start
+            if entry.state is not WAITING:
+                continue
+        if not entry.paid:
+            run.start(tenant.shape.amounts(entry.cost))
 
 
 def _tail(line: Line, now: int) -> Projection:

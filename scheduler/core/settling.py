@@ -106,7 +106,9 @@ class Settling(Changes):
         if shut or late or (bound is not None and start - now > bound):
             self._end(entry, REFUSED, now)
             return self._refused(entry, Refusal(reason, gate.wait_of_refused(start, now)))
-        self._line(tenant, gate).outside += 1
+        line = self._line(tenant, gate)
+        line.outside += 1
+        line.tighten(bound)
         entry.state, entry.outside, entry.gate = WAITING, True, gate.name
         self.waiting += 1
         self.events.put((start, RETURN, entry.fix_key(), entry))
@@ -115,6 +117,7 @@ class Settling(Changes):
             self.deferred -= 1
         elif entry.holder is None:
             self._release(entry, now, learn=not refused)
+        entry.slot = now
         self._place_all(tenant, now)
         self._advance(now)
         self._flush(now, now)

@@ -6,8 +6,7 @@ became of the jobs that waited in vain. Not compared, as the design leaves it op
 - the order in which jobs of different tenants are granted;
 - the position of a job while others of its tenant stand outside the line: the store counts those too,
   also in the times of those whom it refuses for lack of a slot;
-- the mean holding time of slots: the store always expects the least, so the engine in memory is held to that;
-- waits that get worse after they were promised: the store does not judge `max_wait` again.
+- the mean holding time of slots: the store always expects the least, so the engine in memory is held to that.
 """
 
 from __future__ import annotations

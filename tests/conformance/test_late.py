@@ -117,7 +117,7 @@ async def test_a_change_before_a_late_claim_moves_no_slot(dsn: str, change: Op) 
         assert stored.kept.grants == memory.grants
 
 
-@pytest.mark.xfail(reason="the store judges a wait when it is promised, and not again when it gets worse")
 async def test_a_job_that_is_overtaken_for_longer_than_it_may_wait_is_refused(dsn: str) -> None:
     script = [Op("offer")] * 5 + [Op("offer", policy=Policy(max_wait=0.5)), Op("offer", head_start=NS)]
-    await same(dsn, {"a": TWO}, script)
+    found = await same(dsn, {"a": TWO}, script)
+    assert found.ends == {5: "max_wait"}

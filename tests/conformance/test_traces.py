@@ -23,8 +23,16 @@ few = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink a short script takes minutes
 )
 
-bounds = st.sampled_from([PATIENT, PATIENT, PATIENT, Policy(max_wait=None, max_queue=2), Policy.strict()])
-"""Without a `max_wait`: the store does not judge again whoever was overtaken."""
+bounds = st.sampled_from(
+    [
+        PATIENT,
+        PATIENT,
+        Policy(max_wait=None, max_queue=2),
+        *(Policy(max_wait=wait) for wait in (0.27, 0.77, 1.27, 2.27, 5.27)),
+        Policy.strict(),
+    ]
+)
+"""Several in one line, and none that a wait for a slot, of which each side expects its own, just meets."""
 
 impatient = st.sampled_from([Policy(max_wait=1.0), Policy(max_wait=2.0), Policy.strict()])
 

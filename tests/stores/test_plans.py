@@ -8,18 +8,18 @@ number of entries is read. The check is shown to have teeth: without one of the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import asyncpg
 import pytest
 
-from scheduler import Cost, Policy, Quota, Rate
+from scheduler import Cost, Policy, Quota, Rate, Usage
 from scheduler.stores.postgres import claiming, plain, rows, settling, submitting
 from scheduler.stores.postgres.connections import PINNED
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import DONE, Ended, Request
+from scheduler.stores.values import DONE, Again, Ended, Request
 from tests.stores.servers import Server
 
 pytestmark = pytest.mark.timeout(90)
@@ -38,8 +38,10 @@ HOUR = 3600 * SECOND
 QUOTA, PATIENT = Quota(Rate(1000, burst=100)), Policy(max_wait=None)
 
 TENANTS = """
-insert into waitline.tenant (name, quota, zeros, work, as_of, waiting, running, due)
-select u.name, $3, '{0}', '{0}', waitline.now_ns(), 100000, 100, waitline.now_ns() + u.due
+insert into waitline.tenant (name, quota, zeros, work, as_of, waiting, running, due, tightest)
+select
+    u.name, $3, '{0}', '{0}', waitline.now_ns(), 100000, 100, waitline.now_ns() + u.due,
+    waitline.now_ns() + $4
 from (
     values ('acme', 0), ('long', 0), ('blocked', null), ('lost', null), ('plain', -$4::bigint)
     union all select 'later-' || n, $4::bigint from generate_series($1::bigint, $2) as n
@@ -56,6 +58,7 @@ with kinds (tenant, state, crowd, in_line, returns, ends, session, key, home) as
         ('acme', 0, false, true, null, $4::bigint, null, null, 'here'),
         ('acme', 1, false, false, null, $4::bigint, 'chat', 'running', null),
         ('acme', 2, false, false, null, -$4::bigint, null, null, null),
+        ('long', 1, false, false, null, $4::bigint, null, null, null),
         ('lost', 1, false, false, null, -$4::bigint, null, null, null),
         ('lost', 0, false, true, null, -$4::bigint, null, null, null),
         ('lost', 0, false, true, null, -$4::bigint, null, null, 'gone'),
@@ -111,6 +114,8 @@ class Batch(NamedTuple):
 
     now: int
     running: list[int]
+    long: Sequence[int] = ()
+    """Running as well, of a tenant with a long line."""
 
 
 Operation = Callable[[asyncpg.Connection, Batch], Awaitable[object]]
@@ -139,6 +144,17 @@ async def settle(connection: asyncpg.Connection, batch: Batch) -> object:
     return all(
         await settling.settle(connection, [Ended(job, "acme", 1, DONE, "null") for job in batch.running])
     )
+
+
+async def settle_above(connection: asyncpg.Connection, batch: Batch) -> object:
+    """More than was charged: those in a long line wait for longer, and all of them start in time."""
+    endings = [Ended(job, "long", 1, DONE, "null", usage=Usage(2)) for job in batch.long]
+    return all(await settling.settle(connection, endings))
+
+
+async def repeat(connection: asyncpg.Connection, batch: Batch) -> object:
+    """At the front of a long line."""
+    return all(await settling.settle(connection, [Again(job, "long", 1, 0) for job in batch.long]))
 
 
 async def settle_plain(connection: asyncpg.Connection, batch: Batch) -> object:
@@ -188,6 +204,8 @@ OPERATIONS: dict[str, tuple[Operation, set[str]]] = {
     ),
     "claim_callers": (claim_callers, {"job_line", "job_returns", "job_home"}),
     "settle": (settle, {"job_session"}),
+    "settle of more than was charged": (settle_above, {"job_pkey", "tenant_pkey"}),
+    "settle of tries that are repeated": (repeat, {"job_pkey", "tenant_pkey"}),
     "settle of plain tries": (settle_plain, {"job_pkey", "tenant_pkey"}),
     "beat": (beat, {"job_pkey"}),
     "next": (next_, {"tenant_due", "job_lease", "job_deadline", "job_home_lease"}),
@@ -218,8 +236,9 @@ async def fill(dsn: str, low: int, high: int) -> Batch:
     try:
         await connection.execute(TENANTS, low, high, rows.write_quota(QUOTA), HOUR)
         await connection.execute(JOBS, low, high, BATCH, HOUR)
-        running = await connection.fetch("select id from waitline.job where tenant = 'acme' and state = 1")
-        return Batch(await connection.fetchval("select waitline.now_ns()"), [row["id"] for row in running])
+        running = await connection.fetch("select tenant, id from waitline.job where state = 1")
+        ids = {name: [row["id"] for row in running if row["tenant"] == name] for name in ("acme", "long")}
+        return Batch(await connection.fetchval("select waitline.now_ns()"), ids["acme"], ids["long"])
     finally:
         await connection.close()
 
@@ -279,6 +298,15 @@ async def test_what_is_read_is_bounded_by_the_batch(server: Server, planned: str
         for name, (operation, indexes) in OPERATIONS.items():
             async with undone(connection):
                 assert indexes <= await read(connection, operation, batch), name
+
+
+async def test_a_line_is_walked_over_where_somebody_may_wait_for_too_long(server: Server) -> None:
+    async with filled(server, planned="full") as (connection, batch):
+        for operation in (settle_above, repeat):
+            async with undone(connection):
+                await connection.execute("update waitline.tenant set tightest = 0 where name = 'long'")
+                with pytest.raises(Walked):
+                    await read(connection, operation, batch)
 
 
 async def test_without_its_index_the_check_fails(server: Server) -> None:

@@ -14,7 +14,7 @@ from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.dues import Blocked
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settlement import announce, kind_of, unpark, why
+from scheduler.stores.postgres.settlement import Settlement, announce, kind_of, unpark, why
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Claim, Plan
 
@@ -179,6 +179,9 @@ async def save(  # noqa: PLR0917 - what one transaction knows
     )
     await locked.save_gates(connection)
     await announce(connection, [job.sequence for job in gone])
+    for job in back:
+        locked.worsen(job.tenant)
+    await Settlement(locked, now).judge(connection)
     ours = [(job.sequence, job.slot) for job in granted if job.home == worker]
     jobs = [job for job in granted if job.home is None]
     return Claimed(_claims(jobs, saved, now + lease), False, ours, bool(moved or waiting))

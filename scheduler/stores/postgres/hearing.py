@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -61,6 +61,7 @@ class Hearing:
         async with self._connections.transaction() as connection:
             self.publish(await gates.resume(connection, names))
         await self.look()
+        await self._judge(self.gates if names is None else names)
 
     def resume_soon(self, names: Sequence[str] | None) -> None:
         """Open gates as soon as the database can be reached."""
@@ -120,6 +121,7 @@ class Hearing:
         self.publish(news)
         for name in closed:
             await patiently(partial(self._refuse, name))
+        await self._judge([item.gate for item in news if item.what is What.PAUSED])
         if any(item.what in {What.PAUSED, What.LIMIT} for item in news):
             await patiently(self.look_at_ladders)
 
@@ -140,6 +142,17 @@ class Hearing:
             async with self._connections.transaction() as connection:
                 after, news = await looking.refuse(connection, name, after)
             self.publish(news)
+
+    async def _judge(self, names: Iterable[str]) -> None:
+        """Refuse those at gates who may not wait for so long, now that these are paused."""
+        for name in names:
+            await patiently(partial(self._judge_at, name))
+
+    async def _judge_at(self, name: str) -> None:
+        after: str | None = ""
+        while after is not None:
+            async with self._connections.transaction() as connection:
+                after = await looking.judge(connection, name, after)
 
     def publish(self, news: Sequence[News]) -> None:
         """Tell what happened at gates to those who want to hear it."""

@@ -21,6 +21,7 @@ from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.heads import see_heads
 from scheduler.stores.postgres.ladders import count_deferred
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import FAR, Accepted, Request
 
@@ -54,6 +55,7 @@ class Batch:
         self._places: dict[int, int] = {}
         self._continuations: Counter[str] = Counter()
         self._saved: list[Saved] = []
+        self._tightest: dict[str, int] = {}
         self._deferred = 0
         self.news: list[News] = []
 
@@ -68,6 +70,7 @@ class Batch:
         await see_heads(self._connection, self._locked.gates, now)
         answers = [self._one(request, now, numbers) for request in self._requests]
         await self._save()
+        await Settlement(self._locked, now).judge(self._connection)
         return answers
 
     async def _look_up(self) -> None:
@@ -166,9 +169,18 @@ class Batch:
         else:
             sharing.join(state, gate, job, now, outside=parked > 0)
         self._continuations[request.tenant] += job.holder is not None
+        self._tighten(job)
         if not parked:
+            if line and job.key < line[-1].key:
+                self._locked.worsen(job.tenant)
             insort(line, job, key=_key)
         return self._accepted(request, job, found, parked)
+
+    def _tighten(self, job: StoredJob) -> None:
+        """Note until when a job has to start."""
+        if job.policy.max_wait_ns is not None:
+            until = min(job.arrival + job.policy.max_wait_ns, FAR)
+            self._tightest[job.tenant] = min(until, self._tightest.get(job.tenant, until))
 
     def _step_aside(self, request: Request, job: StoredJob, parked: int, now: int) -> None:
         """Let a job that cannot start at once take the rungs that help."""
@@ -234,6 +246,7 @@ class Batch:
             [None if job.deferred else look_at(job, job.arrival) for _, job, _ in saved],
             [job.deferred for _, job, _ in saved],
             [estimating.counted_of(request.unpriced) for request, _, _ in saved],
+            [self._tightest.get(state.name) for state in states],
         )
         await self._locked.save_gates(self._connection)
 

@@ -25,6 +25,7 @@ class Locked:
         self.states = {state.name: state for state in states}
         self.gates = {gate.name: gate for gate in gates}
         self._stirred: set[str] = set()
+        self.worse: set[str] = set()
         self._note()
 
     def _note(self) -> None:
@@ -91,6 +92,10 @@ class Locked:
     def stir(self, tenant: str) -> None:
         """Somebody left the line: who is first in it now may be another's to grant, though no sooner."""
         self._stirred.add(tenant)
+
+    def worsen(self, tenant: str) -> None:
+        """The waits of those in line got worse: they are judged again before all this is over."""
+        self.worse.add(tenant)
 
     def sooner(self) -> str | None:
         """When something is due now that was not before, for workers to hear; None for nothing."""

@@ -19,6 +19,9 @@ from scheduler.stores.values import FAILED
 MOST = 200
 """Jobs in one transaction."""
 
+TENANTS = 50
+"""Tenants in one transaction, each with all jobs of its line at most."""
+
 
 async def look(connection: Connection, about: int) -> tuple[int, list[News]]:
     """Look at jobs that have waited for as long as a rung says; how many that were, and their news."""
@@ -36,12 +39,26 @@ async def refuse(connection: Connection, gate: str, after: int) -> tuple[int | N
     return (found[-1]["id"] if len(found) == MOST else None), news
 
 
+async def judge(connection: Connection, gate: str, after: str) -> str | None:
+    """Judge those again who wait for a gate that was paused, of the tenants after a name; where to go on."""
+    found = await connection.fetch(statement("bounded_at"), gate, after, TENANTS)
+    if not found:
+        return None
+    locked = await Locked.these(connection, [row["tenant"] for row in found])
+    for name in locked.states:
+        locked.worsen(name)
+    await Settlement(locked, await locked.time(connection)).judge(connection, gate)
+    return found[-1]["tenant"] if len(found) == TENANTS else None
+
+
 async def _decide(connection: Connection, found: Sequence[Record]) -> list[News]:
     """Let jobs take rungs that help, and refuse those who are left at a closed gate, by and by."""
     if not found:
         return []
     locked = await Locked.these(connection, {row["tenant"] for row in found})
     settlement = Settlement(locked, await locked.time(connection))
+    # Those that would be refused but for their ladders.
+    settlement.looked = {row["id"] for row in found if row.get("look") == 0}
     jobs = [row["id"] for row in found]
     before = {row["id"]: row["gate"] for row in await connection.fetch(statement("waiting"), jobs)}
     aside, news = await step_aside(connection, locked, jobs, settlement.now)
@@ -49,6 +66,9 @@ async def _decide(connection: Connection, found: Sequence[Record]) -> list[News]
         refusal = _refusal(locked, row, settlement.now)
         if refusal is not None:
             settlement.withdraw(row, FAILED, *refusal)
+    for row in found:
+        if row["id"] in settlement.looked:
+            locked.worsen(row["tenant"])
     await settlement.save(connection)
     paused = {before[job] for job in aside if locked.gates[before[job]].paused_until > settlement.now}
     if paused:  # whoever is at the front of these lines now

@@ -7,6 +7,7 @@ from asyncpg import Connection, Record
 from scheduler.core import ledger
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
 
 
@@ -56,4 +57,6 @@ async def revive(connection: Connection, job: int) -> bool:
         parked,
     )
     await locked.save_gates(connection)
+    locked.worsen(tenant)
+    await Settlement(locked, now).judge(connection)
     return True

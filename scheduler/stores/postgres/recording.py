@@ -9,6 +9,7 @@ from asyncpg import Connection
 
 from scheduler.stores.postgres import settling
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import DONE, RUNNING, Debt
 
@@ -35,6 +36,7 @@ async def record(connection: Connection, home: str, lease: int, debts: Sequence[
         state.zeros = debt.owed.onto(state.zeros, state.shape, now)
         state.running += len(debt.held)
         state.as_of = max(state.as_of, now)
+        locked.worsen(debt.tenant)
     rows = list(chain.from_iterable(_rows(debt, now) for debt in new))
     names, zeros, _, running, _, as_of, _ = locked.columns()
     await connection.execute(
@@ -50,6 +52,7 @@ async def record(connection: Connection, home: str, lease: int, debts: Sequence[
         lease,
         KIND,
     )
+    await Settlement(locked, now).judge(connection)
     return numbers
 
 

@@ -14,16 +14,17 @@ from scheduler.core.ladder import look_at
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, Cost, Quota, Usage
 from scheduler.core.shared import SharedGate, granted
-from scheduler.core.stored import StoredJob
+from scheduler.core.stored import StoredJob, TenantState
 from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
+from scheduler.stores.postgres.worsening import doubtful, walk
 from scheduler.stores.values import CANCELLED, FAILED, FAR, Again, Ended
 
 NOTIFIED = 400
 """Ids in one notification: a payload holds 8,000 bytes."""
 
-REFUSED = frozenset({str(Reason.MAX_WAIT), str(Reason.SPEND_LIMIT)})
+REFUSED = frozenset(map(str, (Reason.MAX_WAIT, Reason.PAUSE, Reason.SPEND_LIMIT)))
 """Kinds of failures of a job that may not wait for another try; it is told when that could have been."""
 
 Ending = Ended | Again
@@ -60,6 +61,10 @@ class Settlement:
     """(tenant, session) of the jobs that ended, and when they did."""
     lessons: list[estimating.Lesson] = field(default_factory=list)
     """From what jobs used whose cost was an estimate."""
+    tightest: dict[str, int] = field(default_factory=dict)
+    """Of tenants of which jobs go back: when the first of those has to start."""
+    looked: set[int] = field(default_factory=set)
+    """Jobs whose ladders were looked at and do not help: these are refused if they wait for too long."""
 
     def end(self, row: Record, ending: Ended) -> None:
         """A try that is over for good."""
@@ -68,7 +73,7 @@ class Settlement:
         cost = rows.cost_of(*row["cost"])
         gate = self.locked.gate_of(row["gate"])
         if not row["deferred"]:  # which holds nothing
-            ledger.settle(state, cost, ending.usage, self.now, slots)
+            self._settle(state, gate, cost, ending.usage, slots)
             if gate is not None:
                 gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
         counted, usage = row["counted"], ending.usage
@@ -114,6 +119,8 @@ class Settlement:
         late = too_late(row, self.now, after)
         if gate is not None and gate.closed_until is not None:
             late = str(Reason.SPEND_LIMIT)
+        elif late == Reason.MAX_WAIT and gate is not None and gate.opens - self.now >= after:
+            late = str(Reason.PAUSE)
         over, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
         if kind is not None:
             why = json.dumps(max(after, 1)) if kind in REFUSED else None
@@ -122,10 +129,13 @@ class Settlement:
         state, cost = self.locked.states[row["tenant"]], rows.cost_of(*row["cost"])
         look = None
         if not row["deferred"]:
-            ledger.settle(state, cost, ending.usage, self.now)
+            self._settle(state, gate, cost, ending.usage)
         if gate is not None:
             look = self._again_at(gate, row, ending, after)
         state.waiting += 1
+        if row["max_wait"] is not None:
+            until = min(self.now + row["max_wait"], FAR)
+            self.tightest[state.name] = min(until, self.tightest.get(state.name, until))
         paid = ending.refused and not row["deferred"]
         place, returns = row["arrival"] - row["head_start"], None
         if after > 0:
@@ -134,7 +144,17 @@ class Settlement:
         else:
             ledger.move(state, self.now)
             self.locked.enter(state, row["gate"], cost, paid, self.now)
+            self.locked.worsen(state.name)
         self.again.append((row["id"], place, returns, paid, row["attempt"] - (not ending.counted), look))
+
+    def _settle(
+        self, state: TenantState, gate: SharedGate | None, cost: Cost, usage: Usage | None, slots: int = 1
+    ) -> None:
+        """End a grant of a tenant; more than was charged for it makes those wait longer who are in line."""
+        ledger.settle(state, cost, usage, self.now, slots)
+        shapes = [state.shape] if gate is None else [state.shape, gate.shape]
+        if usage is not None and any(shape.exceeds(usage, cost) for shape in shapes):
+            self.locked.worsen(state.name)
 
     def _again_at(self, gate: SharedGate, row: Record, ending: Again, after: int) -> int | None:
         """End a try at a gate after which the job waits there again; when its ladder is looked at."""
@@ -180,6 +200,7 @@ class Settlement:
                 self.locked.gates[own.gate].crowd += state.shape.share - share
         for job in gone:
             self.leave(jobs[job.sequence], FAILED, why(job), kind_of(job))
+        self.locked.worsen(tenant)
 
     @property
     def over(self) -> list[int]:
@@ -187,7 +208,26 @@ class Settlement:
         return [*(job for job, *_ in self.ended), *self.left]
 
     async def save(self, connection: Connection) -> None:
-        """Write it all, and tell whom it concerns."""
+        """Write it all, tell whom it concerns, and refuse whoever has to wait for too long because of it."""
+        await self._write(connection)
+        await self.judge(connection)
+
+    async def judge(self, connection: Connection, gate: str | None = None) -> None:
+        """Judge those again whose waits got worse; only those at one gate, if it is given."""
+        walked: set[str] = set()
+        while self.locked.worse and (names := await doubtful(connection, self.locked, self.now)):
+            walked.update(names)
+            found = await walk(connection, self.locked, names, self.now, self.looked, gate)
+            refused = Settlement(self.locked, self.now)
+            for row, start in found.late:
+                refused.withdraw(row, FAILED, str(Reason.MAX_WAIT), self.now, str(start - self.now))
+            if found.late:
+                await refused._write(connection)
+            self.locked.worse |= found.again
+        if walked:
+            await connection.execute(statement("tighten"), sorted(walked))
+
+    async def _write(self, connection: Connection) -> None:
         over = self.over
         unparked = await unpark(connection, self.locked, self.sessions, over)
         ended, again = list(zip(*self.ended, strict=True)), list(zip(*self.again, strict=True))
@@ -203,6 +243,7 @@ class Settlement:
             [rows.write_echoes(state.echoes) for state in self.locked.states.values()],
             self.left,
             again[5] if again else [],
+            [self.tightest.get(name) for name in self.locked.states],
         )
         await self.locked.save_gates(connection)
         if self.grown:
@@ -227,6 +268,7 @@ async def unpark(
     found = await connection.fetch(statement("next_of_session"), tenants, sessions, over)
     for row in found:
         state = locked.states[row["tenant"]]
+        locked.worsen(state.name)
         ledger.move(state, left[row["tenant"], row["session"]])
         locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), row["paid"], state.as_of)
     return [row["id"] for row in found]

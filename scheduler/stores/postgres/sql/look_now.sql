@@ -1,6 +1,6 @@
 -- Have the ladders of those at the fronts of lines at some gates looked at: of all tenants, or of some.
 update waitline.job as j
-set look = $2
+set look = least(j.look, $2)
 from (
     select f.id
     from waitline.line as l

@@ -3,10 +3,11 @@ with saved as (
     update waitline.tenant as t
     set
         zeros = u.zeros::numeric(60)[], work = u.work::numeric(60)[],
-        running = u.running, waiting = u.waiting, as_of = u.as_of, due = u.due, echo = u.echo
+        running = u.running, waiting = u.waiting, as_of = u.as_of, due = u.due, echo = u.echo,
+        tightest = least(case when t.waiting > 0 then t.tightest end, u.tightest)
     from unnest(
-        $1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $21::text[]
-    ) as u (name, zeros, work, running, waiting, as_of, due, echo)
+        $1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $21::text[], $24::bigint[]
+    ) as u (name, zeros, work, running, waiting, as_of, due, echo, tightest)
     where t.name = u.name
 ), ended as (
     update waitline.job as j
@@ -21,7 +22,7 @@ with saved as (
 ), again as (
     update waitline.job as j
     set
-        state = 0, worker = null, lease = null, stop = false, place = u.place, returns = u.returns, paid = u.paid,
+        state = 0, worker = null, lease = null, stop = false, place = u.place, returns = u.returns, paid = u.paid, slot = $12,
         attempt = u.attempt, look = u.look, deferred = false, memory = null
     from unnest($13::bigint[], $14::bigint[], $15::bigint[], $16::boolean[], $17::integer[], $23::bigint[])
         as u (id, place, returns, paid, attempt, look)

@@ -1,9 +1,10 @@
 -- Save jobs that were accepted, and their tenants.
 with saved as (
     update waitline.tenant as t
-    set work = u.work::numeric(60)[], waiting = u.waiting, due = u.due, echo = u.echo
-    from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::text[])
-        as u (name, work, waiting, due, echo)
+    set work = u.work::numeric(60)[], waiting = u.waiting, due = u.due, echo = u.echo,
+        tightest = least(case when t.waiting > 0 then t.tightest end, u.tightest)
+    from unnest($1::text[], $2::text[], $3::integer[], $4::bigint[], $5::text[], $35::bigint[])
+        as u (name, work, waiting, due, echo, tightest)
     where t.name = u.name
 ), told as (
     select pg_notify('waitline_due', $6::text) where $6::text is not null
