@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.core.account import Account, Projection, shape_of
@@ -71,6 +71,9 @@ def test_several_buckets_do_not_make_a_line_a_walk() -> None:
     st.builds(Quota, rates, input_tokens=token_rates, output_tokens=token_rates),
     st.lists(st.builds(Cost, st.integers(0, 1), st.integers(0, 50), st.integers(0, 50)), max_size=30),
     st.tuples(*[st.integers(-100, 100)] * 3),
+)
+@example(
+    Quota(Rate(1), output_tokens=Rate(1, burst=10)), [Cost(), Cost(0, 0, 10), Cost(0, 0, 10)], (100, 0, 0)
 )
 def test_nobody_starts_after_the_time_that_the_work_tells(
     quota: Quota, costs: list[Cost], spent: tuple[int, ...]
