@@ -231,6 +231,13 @@ async def test_jobs_outside_the_line_that_can_never_fit_any_more_end(dsn: str) -
     assert jobs(found) == [0, 3, 2]
 
 
+async def test_behind_its_session_a_job_that_can_never_fit_any_more_ends_with_the_change(dsn: str) -> None:
+    """Not when it would come in, or its time is over."""
+    script = [Op("offer", session="s"), Op("offer", session="s", cost=Cost(3), timeout=NS)]
+    script += [Op("set_quota", gap=MS, quota=Quota(Rate(2, burst=1))), Op("settle", gap=2 * NS, pick=0)]
+    assert (await same(dsn, {"a": TWO}, script)).ends == {1: "never"}
+
+
 @pytest.mark.parametrize("rate", [3, 7])
 @pytest.mark.parametrize("cost", [1, 90])
 async def test_odd_rates_do_not_drift(dsn: str, rate: int, cost: int) -> None:

@@ -77,6 +77,15 @@ async def test_who_still_waits_at_a_closed_gate_is_refused_by_the_next_claim(dsn
         assert len(set(told)) == 5, "each another time"
 
 
+async def test_who_goes_back_to_a_closed_gate_is_told_a_time_of_its_own(dsn: str) -> None:
+    """And whoever is refused after it another one."""
+    script = [Op("offer", gate="x"), Op("offer", gate="x"), Op("hear", signal=Signal(Answer.SPEND_LIMIT))]
+    script += [Op("retry", gap=MS), Op("retry", gap=MS, pick=1, refused=True), Op("offer", gap=MS, gate="x")]
+    found = await same(dsn, {"a": FREE}, script, gates=one(Quota(Rate(1, burst=4))))
+    assert found.ends == {0: "spend_limit", 1: "spend_limit"}
+    assert found.answers[2] == ("refused", "spend_limit", 3_600 * NS - MS)
+
+
 gates = st.builds(
     Quota,
     st.one_of(st.none(), rates),

@@ -15,6 +15,7 @@ import pytest
 from scheduler import (
     Cost,
     DeadlineExceeded,
+    ErrRateLimited,
     Estimates,
     Job,
     Outage,
@@ -230,6 +231,23 @@ async def test_who_waits_hears_of_output_that_was_not_foreseen(dsn: str) -> None
         await scheduler.submit("acme", "long", cost=Cost(1, 0, 200))
     assert 149 < told[0] <= 150
     assert 549 < told[1] <= 550
+
+
+async def test_output_that_was_not_foreseen_refuses_who_would_wait_too_long(dsn: str) -> None:
+    quota = Quota(output_tokens=Rate(1, burst=200))
+    patient = asyncio.Event()
+
+    async def handler(job: Job) -> None:
+        job.grow(600)
+        await patient.wait()
+
+    async with metered(dsn, handler, quota) as scheduler:
+        long = await scheduler.enqueue("acme", "long", cost=Cost(1, 0, 200))
+        with pytest.raises(ErrRateLimited, match=r"retry after 5..\.") as refused:
+            await scheduler.submit("acme", "short", cost=Cost(1, 0, 150), policy=Policy(max_wait=300))
+        assert refused.value.reason == "max_wait"
+        patient.set()
+        await long.result()
 
 
 async def test_a_try_that_lost_its_job_charges_nothing_more(dsn: str) -> None:

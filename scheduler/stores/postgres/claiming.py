@@ -14,7 +14,8 @@ from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.dues import Blocked
 from scheduler.stores.postgres.locked import Locked
-from scheduler.stores.postgres.settlement import Settlement, announce, kind_of, unpark, why
+from scheduler.stores.postgres.reasons import kind_of, why
+from scheduler.stores.postgres.settlement import Settlement, announce, unpark
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Claim, Plan
 

@@ -99,11 +99,8 @@ async def _requota(connection: Connection, locked: Locked, changed: Iterable[Wan
     quotas = {one.name: rows.read_quota(one.quota) for one in changed}
     if not quotas:
         return
-    line = await connection.fetch(statement("waiting_lines"), sorted(quotas))
-    now = await locked.time(connection)
-    settlement = Settlement(locked, now)
-    for name, quota in quotas.items():
-        settlement.requota(name, quota, [row for row in line if row["tenant"] == name])
+    settlement = Settlement(locked, await locked.time(connection))
+    await settlement.requota(connection, quotas)
     await settlement.save(connection)
 
 

@@ -9,23 +9,20 @@ from dataclasses import dataclass, field
 from asyncpg import Connection, Record
 
 from scheduler.core import learning, ledger
-from scheduler.core.entry import EXPIRED
 from scheduler.core.ladder import look_at
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, Cost, Quota, Usage
 from scheduler.core.shared import SharedGate, granted
-from scheduler.core.stored import StoredJob, TenantState
+from scheduler.core.stored import TenantState
 from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.reasons import REFUSED, kind_of, too_late, why
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.postgres.worsening import doubtful, walk
 from scheduler.stores.values import CANCELLED, FAILED, FAR, Again, Ended
 
 NOTIFIED = 400
 """Ids in one notification: a payload holds 8,000 bytes."""
-
-REFUSED = frozenset(map(str, (Reason.MAX_WAIT, Reason.PAUSE, Reason.SPEND_LIMIT)))
-"""Kinds of failures of a job that may not wait for another try; it is told when that could have been."""
 
 Ending = Ended | Again
 
@@ -92,6 +89,7 @@ class Settlement:
         ledger.correct(state, cost, usage, self.now)
         if gate is not None:
             gate.replace(state, granted(gate.name, row, cost), usage, self.now)
+        self.locked.worsen(state.name)
         self.grown[row["id"]] = Cost(usage.requests, usage.input_tokens, usage.output_tokens)
 
     def leave(
@@ -123,6 +121,8 @@ class Settlement:
             late = str(Reason.PAUSE)
         over, kind = (CANCELLED, "cancelled") if row["stop"] else (FAILED, late)
         if kind is not None:
+            if gate is not None and not row["stop"]:
+                after = gate.wait_of_refused(self.now + after, self.now)
             why = json.dumps(max(after, 1)) if kind in REFUSED else None
             self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, why, kind, ending.usage))
             return
@@ -189,8 +189,21 @@ class Settlement:
             self.locked.stir(row["tenant"])
         self.leave(row, state, why, kind, at)
 
-    def requota(self, tenant: str, quota: Quota, line: Sequence[Record]) -> None:
-        """Change a tenant's limits; those of its jobs in line that can never fit any more fail."""
+    async def requota(self, connection: Connection, quotas: Mapping[str, Quota]) -> None:
+        """Change limits of tenants; those of their jobs that can never fit any more fail.
+
+        But for jobs in backoff, which are looked at when they return.
+        """
+        lines = await connection.fetch(statement("waiting_lines"), sorted(quotas))
+        parked = await connection.fetch(statement("parked"), sorted(quotas))
+        for tenant, quota in quotas.items():
+            self._requota(tenant, quota, [row for row in lines if row["tenant"] == tenant])
+        for row in parked:
+            never = self.locked.states[row["tenant"]].shape.never(rows.cost_of(*row["cost"]))
+            if never is not None:
+                self.withdraw(row, FAILED, str(Reason.NEVER), self.now, json.dumps(never))
+
+    def _requota(self, tenant: str, quota: Quota, line: Sequence[Record]) -> None:
         state, jobs = self.locked.states[tenant], {row["id"]: row for row in line}
         share = state.shape.share
         jobs_in_line = [rows.read_job(row) for row in line]
@@ -272,26 +285,3 @@ async def unpark(
         ledger.move(state, left[row["tenant"], row["session"]])
         locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), row["paid"], state.as_of)
     return [row["id"] for row in found]
-
-
-def too_late(row: Record, now: int, after: int) -> str | None:
-    """Why a job may not wait for another try, as the kind of its failure; None if it may."""
-    if row["deadline"] is not None and now + after >= row["deadline"]:
-        return "timeout"
-    if row["max_wait"] is not None and after > row["max_wait"]:
-        return str(Reason.MAX_WAIT)
-    return None
-
-
-def kind_of(job: StoredJob) -> str:
-    """Why a job waited in vain: the kind of its failure."""
-    if job.state is EXPIRED:
-        return "timeout"
-    return "refused" if job.refusal is None else str(job.refusal.reason)
-
-
-def why(job: StoredJob) -> str | None:
-    """What its caller is told beside the kind, as JSON: the limit, or nanoseconds until it would start."""
-    if job.refusal is None:
-        return None
-    return json.dumps(job.refusal.limit or job.refusal.retry_after)

@@ -164,9 +164,7 @@ async def set_quota(connection: Connection, tenant: str, quota: Quota, first: Qu
     `first`: its quota if it was never seen. Its full buckets are those of that one, as if it was idle so far.
     """
     locked = await Locked.made(connection, {tenant: first})
-    line = await connection.fetch(statement("waiting_lines"), [tenant])
-    now = await locked.time(connection)
-    settlement = Settlement(locked, now)
-    settlement.requota(tenant, quota, line)
+    settlement = Settlement(locked, await locked.time(connection))
+    await settlement.requota(connection, {tenant: quota})
     await settlement.save(connection)
     await connection.execute(statement("set_quota"), tenant, rows.write_quota(quota))

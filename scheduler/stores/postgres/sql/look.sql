@@ -11,7 +11,8 @@ select
         where other.tenant = j.tenant and other.gate = j.gate and other.turn is not null
             and (other.turn, coalesce(other.holder, other.id)) < (j.turn, j.id)
     ) as position,
-    j.arrival, j.promised, coalesce(j.slot, greatest(j.promised, coalesce(j.returns, 0))) as expected,
-    j.slot, j.gate, j.cost, j.ladder, j.rung, j.predicted, j.model, j.max_tokens, j.deferred
+    j.arrival, j.promised,
+    case when j.state > 0 and j.slot is not null then j.slot else greatest(j.promised, coalesce(j.returns, 0)) end as expected,
+    case when j.state > 0 then j.slot end as slot, j.gate, j.cost, j.ladder, j.rung, j.predicted, j.model, j.max_tokens, j.deferred
 from waitline.job as j
 where j.id = $1 and j.tenant = $2
