@@ -72,8 +72,11 @@ class Jobs(Runs):
         """Take no more jobs, and return when none is left.
 
         `drain` True: all accepted jobs run. False: waiting callers get `SchedulerClosed` at once, running
-        handlers are cancelled, and their callers get `SchedulerClosed` when they have ended.
+        handlers are cancelled, and their callers get `SchedulerClosed` when they have ended. A handler cannot
+        drain the scheduler that it runs in: RuntimeError.
         """
+        if drain and asyncio.current_task() in [task for task, _ in self._runs.values()]:
+            raise RuntimeError("aclose: the handler of a job would wait for itself; close with drain=False")
         self.closed = True
         if not drain:
             self._abort()

@@ -208,6 +208,26 @@ async def test_a_handler_may_close_its_scheduler() -> None:
 
 
 @virtual
+async def test_a_handler_that_would_wait_for_its_own_end_is_told_so() -> None:
+    """By its own call, not by a task of its own, which may wait while the handler ends; nothing is closed."""
+    drains: list[asyncio.Task[None]] = []
+
+    async def handler(job: Job) -> None:
+        if job.prompt == "later":
+            drains.append(asyncio.create_task(job.scheduler.aclose()))
+        else:
+            await job.scheduler.aclose()
+
+    async with make(handler) as scheduler:
+        with pytest.raises(RuntimeError, match="would wait for itself"):
+            await scheduler.submit("acme", "now")
+        await scheduler.submit("acme", "later")
+        await drains[0]
+        with pytest.raises(SchedulerClosed):
+            await scheduler.submit("acme", "too late")
+
+
+@virtual
 async def test_a_retry_does_not_outlive_the_closing() -> None:
     """A handler that raises `Retry` in the moment of closing ends as closed, not after its backoff."""
 
