@@ -29,7 +29,8 @@ import asyncpg
 
 from agent import Reply
 from scheduler import Policy, Quota, Rate, Scheduler
-from scheduler.cli.wiring import DEFAULT_MODEL, Upstream
+from scheduler.cli.usage import DEFAULT_MODEL
+from scheduler.cli.wiring import Upstream
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.embedded import Embedded
 from scheduler.worker import Worker

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from scheduler.cli.wiring import DEFAULT_MODEL, Upstream, UsageError
+from scheduler.cli.usage import DEFAULT_MODEL, UsageError
 from scheduler.errors import SchedulerError
 
 INTERRUPTED = 130
@@ -72,6 +72,7 @@ def demo(
         The model to ask.
     """
     from scheduler.cli.demo import show
+    from scheduler.cli.wiring import Upstream
 
     return loop(lambda: show(Upstream(simulated=not live, model=model), as_json=json))
 
@@ -138,6 +139,7 @@ def run_file(
     """
     from scheduler.cli.options import Options
     from scheduler.cli.prompts import answer_file
+    from scheduler.cli.wiring import Upstream
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
     out = out or file.with_suffix(".replies.jsonl")

@@ -7,19 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from rich.console import Console
 from rich.table import Table
 
-from agent.postgres import PostgresSessions
 from scheduler import Quota, Rate, Scheduler
-from scheduler.cli.wiring import Upstream, UsageError, text_of
+from scheduler.cli.usage import UsageError
 from scheduler.core.quota import NS
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.values import STATES
 from scheduler.worker import Worker
+
+if TYPE_CHECKING:
+    from scheduler.cli.wiring import Upstream
 
 DATABASE = "WAITLINE_DATABASE_URL"
 """The variable that names the database."""
@@ -62,6 +64,8 @@ async def work(
     dsn: str, upstream: Upstream, concurrency: int, lease: float, keep_sessions: float | None
 ) -> int:
     """Run jobs until SIGTERM or Ctrl-C: the first finishes what runs, the second gives it back."""
+    from agent.postgres import PostgresSessions
+
     console = Console(stderr=True, highlight=False)
     try:
         store = PostgresStore(dsn, lease=lease, keep_sessions=keep_sessions)
@@ -85,6 +89,8 @@ async def submit(dsn: str, tenant: str, prompt: str, quota: Quota, settings: dic
             soft_wrap=True,
         )
         if wait:
+            from scheduler.cli.wiring import text_of
+
             result = await ticket.result()
             console.print(text_of(result), markup=False, soft_wrap=True)
     return 0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scheduler.cli.app import Folder, app, loop
-from scheduler.cli.wiring import UsageError
+from scheduler.cli.usage import UsageError
 from scheduler.runtime.reports import statistics_of
 from scheduler.runtime.values import GateStatistics
 

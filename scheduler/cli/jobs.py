@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from scheduler.cli.app import Folder, app, loop
-from scheduler.cli.wiring import DEFAULT_MODEL, Upstream
+from scheduler.cli.usage import DEFAULT_MODEL
 
 
 @app.command
@@ -44,6 +44,7 @@ def worker(
         The folder of the embedded PostgreSQL.
     """
     from scheduler.cli import durable
+    from scheduler.cli.wiring import Upstream
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
     with durable.database(data) as dsn:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler import Policy, Quota, Rate
-from scheduler.cli.wiring import UsageError
+from scheduler.cli.usage import UsageError
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scheduler.cli.app import Folder, app, loop
-from scheduler.cli.wiring import UsageError
+from scheduler.cli.usage import UsageError
 from scheduler.core.quota import DIMENSIONS, Quota, Rate, full_burst
 
 quotas = App(name="quotas", help="Apply a file of quotas to a database, and show what counts.")

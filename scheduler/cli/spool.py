@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from agent.sessions import MAX_NAME, check_name
-from scheduler.cli.wiring import UsageError
+from scheduler.cli.usage import UsageError
 
 MAX_LINE = 64 * 1024 * 1024
 """Bytes in a line of a prompt file."""

@@ -13,16 +13,11 @@ import anthropic
 import httpx2
 
 from agent import Agent, Message, Reply, Sessions
+from scheduler.cli.usage import UsageError
 from scheduler.testing import ClaudeConfig, Latency, Script, SimulatedClaude
-
-DEFAULT_MODEL = "claude-haiku-4-5"
 
 LOOPBACK_KEY = "simulated"
 """Any key will do for a simulation."""
-
-
-class UsageError(Exception):
-    """The command cannot be carried out as it was given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,3 +115,11 @@ def test_a_database_that_is_not_there_is_one_line(waitline: Waitline) -> None:
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.strip().splitlines()) <= 2
+
+
+def test_what_asks_no_model_loads_no_sdk() -> None:
+    """It takes longer than all the rest of such a command."""
+    load = "from scheduler.cli import durable, gates, jobs, quotas; import sys; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", load], env=environment(), capture_output=True, check=True)
+    assert b"scheduler.worker" in ended.stdout.split()
+    assert b"anthropic" not in ended.stdout.split()
