@@ -27,12 +27,20 @@ RACES = (
     "locks",
     "plain_claims",
 )
+LONG = (
+    *(
+        f"agent/test_agent_{name}.py"
+        for name in ("batch_endings", "batch_failures", "batch_memories", "gates")
+    ),
+    "cli/test_run_durable.py",
+)
 LEFT_OUT = (
     *("core", "conformance", "faults", "acceptance", "benchmarks"),
     *(f"stores/test_{name}.py" for name in (*RACES, "outage_admit", "outage_refuse", "plans")),
+    *LONG,
 )
-"""Properties of the arithmetic and of races, which only need modules and SQL that other tests use too, and
-what is not in a wheel."""
+"""Properties of the arithmetic and of races, and what takes long: they only need modules and SQL that other
+tests use too. And what is not in a wheel."""
 
 SERVERS = {"WAITLINE_TEST_SERVERS": "18"}
 """One PostgreSQL is enough to see that a wheel has its SQL: see `tests.stores.servers`."""
