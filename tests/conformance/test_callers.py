@@ -10,7 +10,7 @@ from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, Cost, Quota, Rate
 from tests.conformance.callers import HOME, WithCallers, same_with_callers
 from tests.conformance.stored import opened
-from tests.conformance.test_traces import LATE, few, pairs, scripts
+from tests.conformance.test_traces import LATE, few, pairs, scripts, unbounded
 from tests.core.play import MS, START, Op
 
 TWO = Quota(Rate(2, burst=5))
@@ -52,7 +52,7 @@ async def test_jobs_and_callers_are_granted_as_in_memory(
 
 
 @few
-@given(pairs, scripts(*KINDS, session=None), st.integers(1, LATE))
+@given(pairs, scripts(*KINDS, session=None, policy=unbounded), st.integers(1, LATE))
 async def test_late_claims_change_no_slot_of_callers(
     dsn: str, quotas: dict[str, Quota], script: list[Op], late: int
 ) -> None:

@@ -12,7 +12,7 @@ from scheduler.core.quota import NS, Cost, Quota, Rate, Usage
 from tests.conformance.callers import WithCallers, same_with_callers
 from tests.conformance.record import Record
 from tests.conformance.stored import VirtualStore, opened
-from tests.conformance.test_traces import LATE, few, pairs, scripts
+from tests.conformance.test_traces import LATE, few, pairs, scripts, unbounded
 from tests.core.play import MS, START, Op
 
 TWO = Quota(Rate(2, burst=5))
@@ -114,7 +114,7 @@ async def test_jobs_and_continuations_are_granted_as_in_memory(
 
 
 @few
-@given(pairs, scripts(*KINDS, session=None), st.integers(1, LATE))
+@given(pairs, scripts(*KINDS, session=None, policy=unbounded), st.integers(1, LATE))
 async def test_late_claims_change_no_slot_of_continuations(
     dsn: str, quotas: dict[str, Quota], script: list[Op], late: int
 ) -> None:

@@ -16,7 +16,7 @@ from scheduler.stores.values import Heard
 from tests.conformance.record import Record
 from tests.conformance.sides import same
 from tests.conformance.stored import Stored, opened
-from tests.conformance.test_traces import LATE, bounds, few
+from tests.conformance.test_traces import LATE, bounds, few, unbounded
 from tests.core.play import MS, Op, ops, quotas, rates, token_rates
 
 FREE = Quota()
@@ -147,7 +147,7 @@ async def test_however_few_jobs_a_claim_takes_they_pass_alike(
 
 
 @few
-@given(quotas=three, gates=both, script=scripts("xy"), late=st.integers(1, LATE))
+@given(quotas=three, gates=both, script=scripts("xy", policies=unbounded), late=st.integers(1, LATE))
 async def test_late_claims_change_nothing_at_a_gate(
     dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op], late: int
 ) -> None:

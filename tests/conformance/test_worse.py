@@ -14,16 +14,16 @@ from tests.conformance.callers import same_with_callers
 from tests.conformance.sides import same
 from tests.conformance.test_gates import both, one, three
 from tests.conformance.test_gates import scripts as gated
-from tests.conformance.test_traces import EVERYTHING, few, pairs, scripts
-from tests.core.play import MS, PATIENT, Op
+from tests.conformance.test_traces import EVERYTHING, bounds, few, pairs, scripts
+from tests.core.play import MS, Op
 
 TWO = Quota(Rate(2, burst=5))
 BOTH = Quota(Rate(2, burst=5), output_tokens=Rate(2, burst=50))
 
 
-def waits(*bounds: float | None) -> list[Op]:
+def waits(*most: float | None) -> list[Op]:
     """Five that go at once, and then one for each bound, in seconds."""
-    return [Op("offer")] * 5 + [Op("offer", policy=Policy(max_wait=bound)) for bound in bounds]
+    return [Op("offer")] * 5 + [Op("offer", policy=Policy(max_wait=wait)) for wait in most]
 
 
 async def test_only_those_are_refused_whose_own_bound_is_passed(dsn: str) -> None:
@@ -155,16 +155,11 @@ async def test_a_ladder_is_asked_before_a_job_is_refused(dsn: str) -> None:
     assert found.served[5][0] == "y"
 
 
-bounded = st.sampled_from(
-    [PATIENT, *(Policy(max_wait=wait) for wait in (0.27, 0.77, 1.27, 2.27, 5.27)), Policy.strict()]
-)
-"""Several in one line, and none that a wait for a slot, of which each side expects its own, just meets."""
-
 urgent = st.sampled_from([0, 0, NS, 3 * NS, 10 * NS])
 
 
 @few
-@given(pairs, scripts(*EVERYTHING, policy=bounded, head_start=urgent))
+@given(pairs, scripts(*EVERYTHING, policy=bounds, head_start=urgent))
 async def test_waits_that_get_worse_are_judged_alike(
     dsn: str, quotas: dict[str, Quota], script: list[Op]
 ) -> None:
@@ -175,7 +170,7 @@ AT_GATES = (*EVERYTHING, "offer", "hear", "hear", "resume")
 
 
 @few
-@given(quotas=three, gates=both, script=gated("xy", AT_GATES, policies=bounded, head_start=urgent))
+@given(quotas=three, gates=both, script=gated("xy", AT_GATES, policies=bounds, head_start=urgent))
 async def test_waits_at_gates_that_get_worse_are_judged_alike(
     dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op]
 ) -> None:
@@ -191,7 +186,7 @@ crowded = st.builds(Quota, st.sampled_from([Rate(2, burst=5), Rate(3, burst=1), 
     st.fixed_dictionaries({"a": crowded}),
     st.lists(
         scripts(
-            "offer", "offer", "offer", "retry", "set_quota", policy=bounded, head_start=urgent, quota=crowded
+            "offer", "offer", "offer", "retry", "set_quota", policy=bounds, head_start=urgent, quota=crowded
         ),
         min_size=1,
         max_size=2,
