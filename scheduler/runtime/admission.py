@@ -69,9 +69,12 @@ class StoredGrant(Grant):
         return grant
 
     def hear(self, signal: Signal) -> None:
-        """See `Turn.hear`; a grant that was given without the store tells nothing."""
-        if self.shadow is None:
+        """See `Turn.hear`; while the store is down its stand-in hears it, and tells it later."""
+        here = self.scheduler.standing_in
+        if here is None or not here.is_needed:
             hear(self.scheduler.store, self, signal)
+        elif self.gate and self.state is RUNNING:
+            here.heard(self, self.shadow, instance("signal", signal, Signal))
 
     def grow(self, output_tokens: int) -> None:
         """See `Turn.grow`; a grant that was given without the store is charged at its end."""
@@ -81,7 +84,11 @@ class StoredGrant(Grant):
 
     def ensure_open(self) -> None:
         """See `Turn.ensure_open`; a process hears from others in the time of a notification."""
-        ensure_open(self.scheduler.store, self)
+        here = self.scheduler.standing_in
+        if here is not None and here.is_needed and self.shadow is not None:
+            here.ensure_open(self.shadow)
+        else:
+            ensure_open(self.scheduler.store, self)
 
     def failed(self, error: Exception) -> None:
         """Tell the waiting caller that it waits in vain."""

@@ -42,7 +42,7 @@ class DurableScheduler(Requesting):
             if settings.get(name) is not None:
                 raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
-        self._begin_gates(settings.get("gates") is not None, outage)
+        self._begin_gates(settings.get("gates") is not None)
         self._begin_watch(Outage() if outage is None else instance("outage", outage, Outage))
 
     # --- life ---------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 
 from scheduler.core.policy import Policy
 from scheduler.core.signals import News, Upstream
-from scheduler.runtime.outage import Outage
 from scheduler.runtime.watching import Watching
 
 UNNAMED = "default"
@@ -18,11 +17,9 @@ class Gated(Watching):
 
     _declared: dict[str, Upstream]
 
-    def _begin_gates(self, given: bool, outage: Outage | None) -> None:
+    def _begin_gates(self, given: bool) -> None:
         gates = self.engine.gates if given else {}
         self._declared = {name or UNNAMED: gate.upstream for name, gate in gates.items()}
-        if given and outage is not None and outage.share is not None:
-            raise ValueError("outage: nobody is admitted without the store where tenants share gates; refuse")
 
     async def _declare(self) -> None:
         """Have the gates of this scheduler in the store, as it says, and listen for their news."""
@@ -62,5 +59,11 @@ class Gated(Watching):
         return policy
 
     def resume(self, gate: str | None = None) -> None:
-        """See `Scheduler.resume`: for all processes, as soon as the store can be reached."""
-        self.store.hearing.resume_soon(None if gate is None else [self._gate_for(gate) or UNNAMED])
+        """See `Scheduler.resume`: for all processes, as soon as the store can be reached.
+
+        While it is down, for this process at once.
+        """
+        name = None if gate is None else self._gate_for(gate) or UNNAMED
+        self.store.hearing.resume_soon(None if name is None else [name])
+        if self.standing_in is not None and self.standing_in.is_needed:
+            self.standing_in.resume(name)

@@ -1,7 +1,7 @@
 """Standing in: while the store is down, callers get a share of their limits from an engine of this process.
 
-What they use is put on a tab for each tenant. When the store is back the tabs are written to it, once: their
-costs as if they had been charged at their slots, and a row for whoever still runs.
+What they use is put on a tab for each tenant, and on one for each gate. When the store is back the tabs are
+written to it, once: their costs as if they had been charged at their slots, and a row for whoever still runs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
 from scheduler.core.learning import within
 from scheduler.core.owing import Owed
-from scheduler.core.policy import Outlook, Policy
+from scheduler.core.policy import Outlook
 from scheduler.core.quota import Cost, Quota, Usage
+from scheduler.core.signals import Signal
 from scheduler.errors import SchedulerClosed
 from scheduler.runtime.clock import Clock
 from scheduler.runtime.grant import Turn
 from scheduler.runtime.outage import Outage
+from scheduler.runtime.standing_gates import StandingGates
 from scheduler.runtime.turns import Turns
 from scheduler.runtime.watch import LONGEST_PAUSE
 from scheduler.stores.protocol import Store
@@ -55,7 +57,7 @@ class Tab:
 
 
 class StandingIn(Turns):
-    """Grants by shares of the tenants' quotas, as the store had them when this process last saw them.
+    """Grants by shares of quotas and gates, as the store had them when this process last saw them.
 
     Its buckets stay from one outage to the next: a store that comes and goes fills nobody's. `quota_of`: of a
     tenant that was never seen. `slots`: the most that run at once.
@@ -73,6 +75,7 @@ class StandingIn(Turns):
         self._name = secrets.token_hex(8)
         self._debts: list[tuple[Debt, dict[str, Shadow]]] = []
         self._tabs: dict[str, Tab] = {}
+        self.gates = StandingGates(self.engine, store, outage)
         self._unwritten: Counter[str] = Counter()
         self._number = 0
         self._round = asyncio.Event()
@@ -86,6 +89,7 @@ class StandingIn(Turns):
 
     def stop(self) -> None:
         """Grant nobody any more, and write down what is owed."""
+        self.gates.tell()
         self._dismiss(SchedulerClosed("the scheduler was closed while the call waited"))
         self.write()
         self.shut()
@@ -107,6 +111,19 @@ class StandingIn(Turns):
             known.override = False  # it is the store's, and so no reason to remember the tenant
             self.changed()
 
+    # --- the store is down --------------------------------------------------------------------------
+
+    def step_in(self) -> None:
+        """From now on callers are granted here, through shares of the gates that the store has."""
+        self.is_needed = True
+        self.gates.take_over(self._now(), self.ahead())
+        self.changed()
+
+    def heard(self, turn: Turn, shadow: Shadow | None, signal: Signal) -> None:
+        """Have a gate follow what an upstream said to the call of a caller, whoever has granted that."""
+        self.gates.hear(turn, shadow, signal, self._now(), self.ahead())
+        self.changed()
+
     # --- callers ------------------------------------------------------------------------------------
 
     def shadow(self, request: Request, run: Shadow | None, cost: Cost | None = None) -> Shadow:
@@ -114,10 +131,8 @@ class StandingIn(Turns):
 
         `cost`: what the store has found out that it is charged.
         """
-        policy = request.policy
-        if policy.ladder:  # a store has no gates by which service could degrade
-            policy = Policy(policy.max_wait, policy.max_queue)
-        shadow = Shadow(self, request.tenant, "", policy, cost or request.cost)  # type: ignore[arg-type]
+        gate, charged = request.gate or "", cost or request.cost
+        shadow = Shadow(self, request.tenant, gate, request.policy, charged)  # type: ignore[arg-type]
         if cost is None and request.unpriced is not None:
             self._estimate(shadow, request.unpriced)
         if run is not None and run.state is RUNNING:
@@ -130,10 +145,10 @@ class StandingIn(Turns):
 
     def _estimate(self, shadow: Shadow, unpriced: Unpriced) -> None:
         """Charge an estimate, by what this process alone has learned in outages."""
-        shape = shape_of(self._share_of(shadow.tenant))
-        if unpriced.counted is not None and shape.metered:
-            cost = self.estimates.estimate(shadow.tenant, "", unpriced.counted)
-            shadow.cost = within(cost, unpriced.counted, shape, None)
+        shape, gate = shape_of(self._share_of(shadow.tenant)), self.engine.gates[shadow.gate].shape
+        if unpriced.counted is not None and (shape.metered or gate.metered):
+            cost = self.estimates.estimate(shadow.tenant, shadow.gate, unpriced.counted)
+            shadow.cost = within(cost, unpriced.counted, shape, gate)
             shadow.counted, shadow.plain = unpriced.counted, False
 
     async def stand(self, shadow: Shadow) -> None:
@@ -145,7 +160,8 @@ class StandingIn(Turns):
         if tab is None:
             owed = Owed(shape_of(self.whole_quota(shadow.tenant)))
             tab = self._tabs[shadow.tenant] = Tab(owed)
-        tab.owed.charge(shadow.slot + self.ahead(), shadow.cost)
+        for owed in (tab.owed, *self.gates.owed(shadow.gate)):
+            owed.charge(shadow.slot + self.ahead(), shadow.cost)
         tab.held[shadow] = None
         self.admitted += 1
         if not self.is_needed:  # the store came back between the grant and now
@@ -165,7 +181,8 @@ class StandingIn(Turns):
         if tab is not None and shadow in tab.held:
             del tab.held[shadow]
             if usage is not None:
-                tab.owed.correct(shadow.cost, usage)
+                for owed in (tab.owed, *self.gates.owed(shadow.gate)):
+                    owed.correct(shadow.cost, usage)
         elif shadow.number:
             self._store.home.settle(shadow.number, shadow.tenant, usage)
         else:
@@ -183,7 +200,7 @@ class StandingIn(Turns):
         """What a call could look forward to here, and the time."""
         now = self._now()
         self._keep_up(request.tenant)
-        found = self.engine.quote(now, request.tenant, "", self.shadow(request, None))
+        found = self.engine.quote(now, request.tenant, request.gate or "", self.shadow(request, None))
         self.changed()
         return found, now
 
@@ -192,6 +209,7 @@ class StandingIn(Turns):
     def dismiss(self) -> None:
         """Send all who wait to the store, in the order of their lines, and write down what is owed."""
         self.is_needed = False
+        self.gates.tell()
         self._dismiss(Back())
         self.write()
 
@@ -215,10 +233,10 @@ class StandingIn(Turns):
             shadows = {f"{key} {number}": shadow for number, shadow in enumerate(tab.held, 1)}
             ahead = self.ahead()
             held = [
-                Held(name, shadow.cost, shadow.arrival + ahead, shadow.slot + ahead)
+                Held(name, shadow.cost, shadow.arrival + ahead, shadow.slot + ahead, shadow.gate)
                 for name, shadow in shadows.items()
             ]
-            debt = Debt(key, tenant, tab.owed.shape.quota, tab.owed, held)
+            debt = Debt(key, tenant, tab.owed.shape.quota, tab.owed, held, self.gates.owed_by_all())
             self._debts.append((debt, shadows))
             self._unwritten[tenant] += 1
         self._tabs.clear()
@@ -252,6 +270,10 @@ class StandingIn(Turns):
             self._store.home.settle(number, shadow.tenant, shadow.usage)
 
     async def recorded(self, tenant: str | None) -> None:
-        """Return when the store knows what a tenant, or anybody, was granted here until it was back."""
+        """Return when the store knows what a tenant, or anybody, was granted here until it was back.
+
+        And what upstreams said: whoever asks the store next must not pass a gate that is known to be shut.
+        """
         while self._unwritten if tenant is None else tenant in self._unwritten:
             await self._round.wait()
+        await self.gates.told()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -50,7 +51,7 @@ class Watching(Admission):
 
     def _down(self) -> None:
         if self.standing_in is not None:
-            self.standing_in.is_needed = True
+            self.standing_in.step_in()
 
     def _back(self) -> None:
         if self.standing_in is not None:
@@ -158,12 +159,21 @@ class Watching(Admission):
         here = self.standing_in
         if here is None:
             return Statistics(waiting=0, running=0, tenants=0, **self._outages())
-        account, now = here.engine.root, self._now()
+        account, now, lines = here.engine.root, self._now(), Counter[str]()
         here.engine.advance(now)
         here.changed()
         if tenant is None:
+            for line in (line for known in here.engine.tenants.values() for line in known.lines.values()):
+                lines[line.gate.name] += line.length
             found = Statistics(
-                waiting=here.engine.waiting, running=account.running, tenants=len(here.engine.tenants)
+                waiting=here.engine.waiting,
+                running=account.running,
+                tenants=len(here.engine.tenants),
+                gates={
+                    name: statistics_of(gate, lines[name], now)
+                    for name, gate in here.engine.gates.items()
+                    if name
+                },
             )
         else:
             known = here.engine.tenants.get(tenant)

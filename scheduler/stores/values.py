@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -205,7 +205,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What an upstream answered to the call of a grant, which passed that `gate` at that `slot`."""
+    """What an upstream answered to the call of a grant, which passed that `gate` at that `slot`.
+
+    `job`: its row, or 0 if it has none. `at`: when that was heard; None for now.
+    """
 
     gate: str
     job: int
@@ -213,6 +216,7 @@ class Heard:
     cost: Cost
     slot: int
     signal: Signal
+    at: int | None = None
 
 
 class Grown(NamedTuple):
@@ -233,18 +237,23 @@ class Uncounted(Exception):
 
 
 class Held(NamedTuple):
-    """A caller that was admitted without the store and still runs. Its `key` tells it from all others."""
+    """A caller that was admitted without the store and still runs. Its `key` tells it from all others.
+
+    `gate`: the one that it passed, or none.
+    """
 
     key: str
     cost: Cost
     arrival: int
     slot: int
+    gate: str = ""
 
 
 class Debt(NamedTuple):
     """What callers of a tenant used without the store. It is put there once, however often that is tried.
 
-    `quota`: for a tenant that was never seen; `owed` has the costs of those that still run too.
+    `quota`: for a tenant that was never seen; `owed` has the costs of those that still run too. `gates`: what
+    is owed to gates, for the grants of other tenants too.
     """
 
     key: str
@@ -252,6 +261,7 @@ class Debt(NamedTuple):
     quota: Quota
     owed: Owed
     held: Sequence[Held]
+    gates: Mapping[str, Owed] = {}
 
 
 class Withdrawn(Exception):

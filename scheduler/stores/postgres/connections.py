@@ -148,12 +148,12 @@ class Connections:
                 connection.terminate()
 
 
-async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do what may be done twice until the database can be reached: pauses double up to five seconds."""
+async def patiently(work: Callable[[], Awaitable[T]], longest: float = LONGEST_PAUSE) -> T:
+    """Do what may be done twice until the database can be reached: pauses double up to the longest."""
     pause = FIRST_PAUSE
     while True:
         try:
             return await work()
         except LOST:
             await asyncio.sleep(pause)
-            pause = min(LONGEST_PAUSE, 2 * pause)
+            pause = min(longest, 2 * pause)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from asyncpg import Connection
 
 from scheduler.core.account import shape_of
 from scheduler.core.ear import Ear
 from scheduler.core.limits import limits_of
+from scheduler.core.quota import NS
 from scheduler.core.shared import SharedGate
-from scheduler.core.signals import News, Upstream, What
+from scheduler.core.signals import News, Signal, Upstream, What
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
@@ -60,7 +62,7 @@ async def hear(connection: Connection, heard: Sequence[Heard]) -> tuple[list[New
         if one.gate in locked.gates:
             job = StoredJob(one.tenant, one.job, one.slot, rows.policy_of(None), one.cost)
             job.slot = one.slot
-            ear.note(now, one.gate, job, one.signal)
+            ear.note(now, one.gate, job, _by_now(one, now))
     paused = {item.gate for item in ear.news if item.what is What.PAUSED}
     if paused:
         await connection.execute(statement("look_now"), sorted(paused), now, None)
@@ -68,6 +70,14 @@ async def hear(connection: Connection, heard: Sequence[Heard]) -> tuple[list[New
     changed = [name for name, gate in locked.gates.items() if gate.shape is not shapes[name]]
     await _follow(connection, locked, sorted({*changed, *(shut ^ closed)}), now)
     return ear.news, sorted(shut - closed)
+
+
+def _by_now(heard: Heard, now: int) -> Signal:
+    """What an upstream said, long ago if the database was away: what is left of a time that it named."""
+    signal = heard.signal
+    if signal.retry_after is None or heard.at is None:
+        return signal
+    return replace(signal, retry_after=max(0.0, signal.retry_after - max(0, now - heard.at) / NS))
 
 
 async def resume(connection: Connection, names: Sequence[str] | None) -> list[News]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from scheduler.core.gate import RAMP_FULL
+from scheduler.core.limits import named
 from scheduler.core.quota import DIMENSIONS, NS
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Answer, News, Signal, Upstream, What
@@ -21,6 +23,9 @@ from scheduler.stores.values import Grown, Heard
 
 BATCH = 500
 """Answers in one transaction."""
+
+SOON = 0.5
+"""Seconds between tries to write them, at most: others may be about to pass a gate that is shut."""
 
 
 class Hearing:
@@ -90,10 +95,13 @@ class Hearing:
         gate = self.gates.get(heard.gate)
         if gate is None or not says_anything(gate, heard.signal, heard.slot, self._store.about()):
             return
-        if heard.signal.answer is Answer.SPEND_LIMIT and gate.closed_until is None:
-            gate.closed_until = self._store.about() + int(gate.upstream.spend_probe * NS)
+        now, signal = self._store.about(), heard.signal
+        if signal.answer is Answer.SPEND_LIMIT and gate.closed_until is None:
+            gate.closed_until = now + int(gate.upstream.spend_probe * NS)
             gate.probe_id = None
-        self._start(self._heard.do(heard, self._store.group))
+        elif signal.answer is not Answer.ACCEPTED and signal.retry_after is not None:
+            gate.paused_until = max(gate.paused_until, now + named(signal.retry_after))
+        self._start(self._heard.do(replace(heard, at=heard.at or now), self._store.group))
 
     def grow(self, grown: Grown) -> None:
         """Charge a running call for output beyond its cost soon; if that is lost, its end charges it."""
@@ -111,7 +119,7 @@ class Hearing:
         task.add_done_callback(self._pending.discard)
 
     async def _note(self, heard: Sequence[Heard]) -> Sequence[None]:
-        await patiently(partial(self._write, heard))
+        await patiently(partial(self._write, heard), SOON)
         return [None] * len(heard)
 
     async def _write(self, heard: Sequence[Heard]) -> None:

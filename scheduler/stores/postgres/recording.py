@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 from asyncpg import Connection
 
@@ -37,7 +38,8 @@ async def record(connection: Connection, home: str, lease: int, debts: Sequence[
         state.running += len(debt.held)
         state.as_of = max(state.as_of, now)
         locked.worsen(debt.tenant)
-    rows = list(chain.from_iterable(_rows(debt, now) for debt in new))
+        _charge_gates(locked, debt, now)
+    rows = list(chain.from_iterable(_rows(debt, locked.gates, now) for debt in new))
     names, zeros, _, running, _, as_of, _ = locked.columns()
     await connection.execute(
         statement("record"),
@@ -46,12 +48,13 @@ async def record(connection: Connection, home: str, lease: int, debts: Sequence[
         running,
         as_of,
         [numbers[row[1]] for row in rows],
-        *zip(*rows, strict=True) if rows else [[] for _ in range(8)],
+        *zip(*rows, strict=True) if rows else [[] for _ in range(9)],
         home,
         now,
         lease,
         KIND,
     )
+    await locked.save_gates(connection)
     await Settlement(locked, now).judge(connection)
     return numbers
 
@@ -60,15 +63,29 @@ def _keys(debt: Debt) -> Iterable[str]:
     return debt.key, *(held.key for held in debt.held)
 
 
-def _rows(debt: Debt, now: int) -> Iterable[tuple[str, str, int, int, int, int, int, int]]:
-    """(tenant, key, state, arrival, slot, requests, input tokens, output tokens)."""
+def _charge_gates(locked: Locked, debt: Debt, now: int) -> None:
+    """Charge gates what passed them, and have those who still run hold slots; but for gates that are gone."""
+    for name, owed in debt.gates.items():
+        gate = locked.gates.get(name)
+        if gate is not None:
+            gate.zeros = owed.onto(gate.zeros, gate.shape, now)
+            gate.move(now)
+    for held in debt.held:
+        if held.gate in locked.gates:
+            locked.gates[held.gate].free -= 1
+
+
+def _rows(debt: Debt, gates: Collection[str], now: int) -> Iterable[tuple[Any, ...]]:
+    """(tenant, key, state, arrival, slot, requests, input tokens, output tokens, gate)."""
     used = debt.owed.used
     amounts = used.requests, used.input_tokens, used.output_tokens
-    yield debt.tenant, debt.key, DONE, now, now, *(max(0, amount) for amount in amounts)  # type: ignore[misc]
+    yield debt.tenant, debt.key, DONE, now, now, *(max(0, amount) for amount in amounts), None
     for held in debt.held:
         cost = held.cost
         times = min(held.arrival, now), min(held.slot, now)
-        yield debt.tenant, held.key, RUNNING, *times, cost.requests, cost.input_tokens, cost.output_tokens
+        gate = held.gate if held.gate in gates else None
+        amounts = cost.requests, cost.input_tokens, cost.output_tokens
+        yield debt.tenant, held.key, RUNNING, *times, *amounts, gate
 
 
 async def sweep(connection: Connection, home: str, tenants: Collection[str], known: Collection[int]) -> None:

@@ -6,14 +6,14 @@ with saved as (
     where t.name = u.name
 )
 insert into waitline.job (
-    id, tenant, state, arrival, promised, slot, cost, attempt, tries, worker, lease, home, key, digest, finished, kind
+    id, tenant, state, arrival, promised, slot, cost, attempt, tries, worker, lease, home, key, digest, finished, kind, gate
 )
 select u.id, u.tenant, u.state, u.arrival, u.slot, u.slot,
     array[u.requests, u.input_tokens, u.output_tokens], 1, 1,
-    case when u.state = 1 then $14::text end, case when u.state = 1 then $15::bigint + $16::bigint end,
-    case when u.state = 1 then $14::text end, u.key, ''::bytea,
-    case when u.state > 1 then $15::bigint end, case when u.state > 1 then $17::text end
+    case when u.state = 1 then $15::text end, case when u.state = 1 then $16::bigint + $17::bigint end,
+    case when u.state = 1 then $15::text end, u.key, ''::bytea,
+    case when u.state > 1 then $16::bigint end, case when u.state > 1 then $18::text end, u.gate
 from unnest(
     $5::bigint[], $6::text[], $7::text[], $8::smallint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
-    $13::bigint[]
-) as u (id, tenant, key, state, arrival, slot, requests, input_tokens, output_tokens)
+    $13::bigint[], $14::text[]
+) as u (id, tenant, key, state, arrival, slot, requests, input_tokens, output_tokens, gate)
