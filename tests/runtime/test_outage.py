@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from scheduler import Outage, Quota, Rate, Scheduler
+from scheduler import Cost, Outage, Quota, Rate, Scheduler, Signal, Upstream
+from scheduler.core.account import shape_of
+from scheduler.core.following import NEVER
+from scheduler.core.gate import Gate
+from scheduler.core.limits import limits_of
+from scheduler.core.quota import NS
+from scheduler.core.signals import Answer
+from scheduler.runtime.standing_gates import share
 
 
 @pytest.mark.parametrize(
@@ -46,3 +53,77 @@ def test_the_share_of_a_quota_is_exact() -> None:
     assert (share.concurrency, share.weight, share.input_tokens) == (1, 2.5, None)
     assert Outage.admit(0.1).quota(Quota()) == Quota()
     assert Outage.refuse() == Outage()
+
+
+def test_the_share_of_a_gate_and_of_what_its_upstream_says() -> None:
+    quarter = Outage.admit(0.25)
+    quota = Quota(Rate.per_minute(60, burst=3), concurrency=3)
+    part = quarter.upstream(Upstream(quota, ceiling=Quota(Rate.per_minute(90, burst=8)), spend_probe=60))
+    assert part == Upstream(
+        Quota(Rate(15, per=60, burst=1), concurrency=1),
+        ceiling=Quota(Rate(Fraction(45, 2), per=60, burst=2)),
+        spend_probe=60,
+    )
+    said = Signal(Answer.RAMP, 3.0, {"requests": 90, "input_tokens": 2}, {"requests": 7, "output_tokens": 0})
+    told = quarter.signal(said)
+    assert (told.answer, told.retry_after) == (Answer.RAMP, 3.0)
+    assert told.limits == {"requests": 22, "input_tokens": 1}
+    assert told.remaining == {"requests": 1, "output_tokens": 0}
+
+
+AHEAD = 5 * NS
+"""The store's clock is five seconds ahead."""
+
+
+def known(**learned: Any) -> Gate:
+    """A gate as a process knows it, full at the store's time 100 s."""
+    quota = Quota(Rate.per_minute(60, burst=40), output_tokens=Rate(1, burst=400), concurrency=20)
+    gate = Gate("m", Upstream(quota), 100 * NS)
+    for name, value in learned.items():
+        setattr(gate, name, value)
+    return gate
+
+
+def shared(gate: Gate, gates: dict[str, Gate] | None = None) -> Gate:
+    """A quarter of it, taken over when it is 100 s there."""
+    gates = {} if gates is None else gates
+    share(gates, {"m": gate}, Outage.admit(0.25), 95 * NS, AHEAD)
+    return gates["m"]
+
+
+def test_a_share_of_a_gate_of_which_nothing_is_known_is_full_and_open() -> None:
+    here = shared(known())
+    assert here.levels(95 * NS) == {"requests": 10, "output_tokens": 100}
+    assert (here.slots, here.free, here.opens, here.closed_until) == (5, 5, 95 * NS, None)
+
+
+def test_a_share_has_what_the_gate_has_learned() -> None:
+    gate = known(cut=12, cut_at=99 * NS, cut_from=16, failures=2, hold=7, told={"requests": 120})
+    gate.reshape(shape_of(limits_of(gate)), 100 * NS)
+    here = shared(gate)
+    assert here.shape.quota.requests == Rate.per_minute(30, burst=10)
+    assert (here.slots, here.free, here.cut_from, here.cut_at) == (2, 2, 4, 94 * NS)
+    assert (here.hold, here.failures) == (7, 2)
+    here.free -= 2
+    gate.cut = 0
+    shared(gate, {"m": here})
+    assert (here.slots, here.free) == (5, 3), "two run"
+
+
+def test_the_levels_of_a_share_are_no_higher_than_in_the_store_or_before() -> None:
+    gate = known()
+    gate.take(100 * NS, gate.shape.amounts(Cost(30, 0, 500)))
+    here = shared(gate)
+    assert here.levels(95 * NS) == {"requests": 2.5, "output_tokens": -25}
+    here.take(95 * NS, here.shape.amounts(Cost(2)))
+    shared(known(), {"m": here})
+    assert here.levels(95 * NS) == {"requests": 0.5, "output_tokens": -25}
+
+
+def test_a_share_is_paused_and_closed_like_its_gate_by_its_own_clock() -> None:
+    here = shared(known(paused_until=107 * NS))
+    assert here.paused_until == 102 * NS
+    shared(known(closed_until=400 * NS, paused_until=NEVER), {"m": here})
+    assert (here.closed_until, here.paused_until) == (395 * NS, NEVER)
+    shared(known(), {"m": here})
+    assert (here.closed_until, here.paused_until) == (None, 95 * NS)

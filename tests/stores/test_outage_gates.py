@@ -27,6 +27,7 @@ from scheduler.core.signals import Answer, What
 from scheduler.runtime.values import GateStatistics
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.returning import Returning
+from tests.conformance.stored import WRONG, WRONG_AT_GATES
 from tests.stores.callers import rows, until
 from tests.stores.outages import QUARTER, Ears, Mortal, fall, mortal, mortal_server, rise, watched
 
@@ -138,10 +139,13 @@ async def test_a_record_whose_answer_is_lost_is_not_charged_to_the_gate_twice(mo
             await rise(scheduler, ears, mortal)
             found = await gate_of(scheduler)
             assert lost == 2
+            assert not await rows(mortal.dsn, WRONG_AT_GATES)
             assert found.running == 1
             assert found.levels["requests"] == pytest.approx(4, abs=0.01)
         await until(scheduler, running=0)
         assert (await gate_of(scheduler)).levels["requests"] == pytest.approx(4, abs=0.01)
+        for wrong in (WRONG, WRONG_AT_GATES):
+            assert not await rows(mortal.dsn, wrong)
         kept = "select tenant, state, kind, gate from waitline.job where kind = 'outage' order by tenant"
         assert await rows(mortal.dsn, kept) == [(name, 2, "outage", None) for name in ("a", "acme", "b")]
 
