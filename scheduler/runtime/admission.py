@@ -77,10 +77,12 @@ class StoredGrant(Grant):
             here.heard(self, self.shadow, instance("signal", signal, Signal))
 
     def grow(self, output_tokens: int) -> None:
-        """See `Turn.grow`; a grant that was given without the store is charged at its end."""
+        """See `Turn.grow`; who granted it charges it."""
         whole("output_tokens", output_tokens, 0)
         if self.shadow is None:
             grow(self.scheduler.store, self, output_tokens)
+        elif self.scheduler.standing_in is not None:
+            self.scheduler.standing_in.grow(self.shadow, output_tokens)
 
     def ensure_open(self) -> None:
         """See `Turn.ensure_open`; a process hears from others in the time of a notification."""

@@ -188,6 +188,15 @@ class StandingIn(Turns):
         else:
             shadow.over, shadow.usage = True, usage
 
+    def grow(self, turn: Turn, output_tokens: int) -> None:
+        """See `Turns.grow`; what the store knows of already is charged by that at its end."""
+        before, tab = turn.cost, self._tabs.get(turn.tenant)
+        super().grow(turn, output_tokens)
+        if tab is not None and turn in tab.held and turn.cost is not before:
+            usage = Usage(before.requests, before.input_tokens, output_tokens)
+            for owed in (tab.owed, *self.gates.owed(turn.gate)):
+                owed.correct(before, usage)
+
     def account(self, request: Request) -> tuple[Account, int]:
         """The buckets here of a request's tenant, and the time."""
         tenant, now = request.tenant, self._now()

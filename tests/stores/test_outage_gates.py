@@ -116,6 +116,25 @@ async def test_estimates_count_the_tokens_that_a_gate_limits(mortal: Mortal) -> 
         assert (await gate_of(scheduler)).levels["output_tokens"] == pytest.approx(3900, abs=1)
 
 
+async def test_output_beyond_the_estimate_is_charged_while_it_comes(mortal: Mortal) -> None:
+    """Here at once, and to the store with all else: also of a call that runs on until after that."""
+    gate = Quota(output_tokens=Rate(1, per=3600, burst=4000))
+    async with gated(mortal, gate) as (scheduler, ears):
+        await fall(scheduler, ears, mortal)
+        over, runs = [await take(scheduler, cost=Cost(1, 0, 100)) for _ in range(2)]
+        for grant in (over, runs):
+            grant.grow(300)
+            grant.grow(200)
+        assert (await gate_of(scheduler)).levels["output_tokens"] == pytest.approx(400, abs=1)
+        over.settle(Usage(1, 0, 310))
+        await rise(scheduler, ears, mortal)
+        assert (await gate_of(scheduler)).levels["output_tokens"] == pytest.approx(4000 - 610, abs=1)
+        runs.grow(320)
+        runs.settle(Usage(1, 0, 350))
+        await until(scheduler, running=0)
+        assert (await gate_of(scheduler)).levels["output_tokens"] == pytest.approx(4000 - 660, abs=1)
+
+
 async def test_a_record_whose_answer_is_lost_is_not_charged_to_the_gate_twice(mortal: Mortal) -> None:
     lost = 0
 
