@@ -14,6 +14,7 @@ from scheduler.core.following import NEVER
 from scheduler.core.ladder import Ladder
 from scheduler.core.line import Line
 from scheduler.core.outlook import refuse, refuse_plain, slot_start
+from scheduler.core.overload import latest_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
 from scheduler.core.quota import nanoseconds
 from scheduler.core.register import EXPIRE, RETURN
@@ -157,10 +158,7 @@ class Engine(Ladder):
         known = tenant.lines.get(gate.name)
         # A continuation is bounded by the runs that hold a slot, not by the length of the line.
         full = entry.holder is None and (0 if known is None else known.length) >= policy.max_queue
-        due = entry.expires
-        if due is not None and self.overload is not None:
-            due -= gate.hold  # it must end by then, not begin
-        reason = decide(outlook, now, policy.max_wait_ns, full, due)
+        reason = decide(outlook, now, policy.max_wait_ns, full, latest_start(entry, self.overload))
         if gate.closed_until is not None:
             if tenant.placed is None:
                 self._fade(tenant, now)

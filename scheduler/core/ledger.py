@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scheduler.core.account import Account, Shape, shape_of
+from scheduler.core.account import Account, shape_of
 from scheduler.core.claims import Claims, in_reach
-from scheduler.core.entry import REFUSED
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
 from scheduler.core.outlook import Ahead, expect, refuse, run_to
-from scheduler.core.policy import Outlook, Reason, Refusal, decide
+from scheduler.core.overload import is_overtaken, latest_start
+from scheduler.core.policy import Outlook, Overload, Reason, Refusal, decide
 from scheduler.core.quota import Cost, Quota, Usage
+from scheduler.core.reach import Reach
 from scheduler.core.schedule import CATCH_UP
 from scheduler.core.shared import SharedGate
 from scheduler.core.stored import StoredJob, TenantState
@@ -37,18 +38,20 @@ PATIENCE = 2 * CATCH_UP
 # --- submit ---------------------------------------------------------------------------------------------
 
 
-def outlook(
+def outlook(  # noqa: PLR0917 - rows, as they are loaded
     state: TenantState,
     job: StoredJob,
     now: int,
     line: Sequence[StoredJob],
     parked: int = 0,
     continuations: int = 0,
+    overload: Overload | None = None,
 ) -> tuple[Outlook, Refusal | None]:
     """What a job could look forward to if it joined now, and the refusal if its policy does not allow that.
 
     `line`: the jobs in line, in order, where `needs_line` says so. `parked`: jobs of its session before it.
-    `continuations`: how many of those in line are some, where it may be as long as it may get.
+    `continuations`: how many of those in line are some, where it may be as long as it may get. `overload`:
+    what is declared for lines that are late.
     """
     tenant, gate, root = state.tenant(), Gate("", Quota(), now), Account(OPEN, now)
     job.owner, job.shared = tenant, gate
@@ -74,7 +77,7 @@ def outlook(
     if found.expected <= now and bounded and (job.expires is None or job.expires > now):
         return found, None
     full = not call and state.waiting - continuations >= job.policy.max_queue
-    reason = decide(found, now, job.policy.max_wait_ns, full, job.expires)
+    reason = decide(found, now, job.policy.max_wait_ns, full, latest_start(job, overload))
     if reason is None:
         return found, None
     refusal = refuse(job, now, run, found, reason, root)
@@ -131,15 +134,22 @@ def enter(state: TenantState, cost: Cost, now: int) -> None:
 # --- grant ----------------------------------------------------------------------------------------------
 
 
-def grant(
-    states: Sequence[TenantState], jobs: Sequence[StoredJob], slots: int, now: int, whole: frozenset[str]
+def grant(  # noqa: PLR0917 - rows, as they are loaded
+    states: Sequence[TenantState],
+    jobs: Sequence[StoredJob],
+    slots: int,
+    now: int,
+    whole: frozenset[str],
+    overload: Overload | None,
+    reaches: Mapping[str, Reach],
 ) -> list[StoredJob]:
     """Grant what can go at `now`, at most `slots` jobs; what moved, in order: granted, expired or refused.
 
     Callers that run elsewhere take none of the slots.
 
     `jobs`: the first ones of each line, as many as were loaded, and all continuations; `whole`: the tenants
-    of which that is all.
+    of which that is all. `overload`: the order of lines that are late, by which more of them were loaded;
+    `reaches`: how far, of those that go on.
     """
     if not jobs:
         for state in states:
@@ -148,26 +158,27 @@ def grant(
     by_name = {state.name: state for state in states}
     overdue = [state.name for state in states if state.due is not None and state.due + PATIENCE <= now]
     crowded = frozenset(overdue if slots <= 0 else ())
-    jobs, parted = in_reach(by_name, jobs, whole | crowded)
+    jobs, parted = in_reach(by_name, jobs, whole | crowded | reaches.keys())
     arrivals = _arrivals(by_name, jobs, now)
     engine = Claims(arrivals[0][0], lambda name: by_name[name].quota, {"": Quota()}, max(1, slots))
     engine.max_waiting, engine.crowded = len(jobs), crowded
+    engine.overload, engine.reaches = overload, reaches
     tenants = {state.name: state.tenant() for state in states}
     engine.tenants = dict(tenants)  # of its own: it forgets whom it can
     if slots <= 0:
         engine.root.free = 0
-    for time, _, job in arrivals:
-        if time > now:
-            break
-        _restore(engine, time, job, by_name[job.tenant].shape)
+    engine.play([(time, job) for time, _, job in arrivals if time <= now])
     engine.advance(now)
     moved = [job for job in engine.moved if isinstance(job, StoredJob)]
     for job in moved:
         _leave(by_name[job.tenant], job)
     changed = {job.tenant for job in moved}
     for name, tenant in tenants.items():
-        _save(by_name[name], tenant, now, name in whole, taken=name in changed - crowded)
-        if name in parted & changed:
+        _save(by_name[name], tenant, now, name in whole, name in changed - crowded, name in crowded)
+        line = tenant.lines.get("")
+        overtaken = line is not None and is_overtaken(line, now, overload)
+        by_name[name].late = now if overtaken else engine.late.get(name)
+        if name in parted & changed or name in engine.unknown:
             by_name[name].due = now
     return moved
 
@@ -179,6 +190,8 @@ def _leave(state: TenantState, job: StoredJob) -> None:
         state.add_work(job.cost, -1)
     if job.slot and job.refusal is None:
         state.as_of = max(state.as_of, job.slot)
+    elif job.refusal is not None and job.refusal.reason is not Reason.NEVER:  # when its turn had come
+        state.as_of = max(state.as_of, job.since)
 
 
 def _arrivals(
@@ -198,16 +211,7 @@ def _arrivals(
     return sorted((max(job.since, earliest[job.tenant]), job.key, job) for job in jobs)
 
 
-def _restore(engine: Claims, time: int, job: StoredJob, shape: Shape) -> None:
-    never = shape.never(job.cost)
-    if never is None:
-        engine.restore(time, job.tenant, "", job)
-    else:  # its quota was changed while it stood outside of its line
-        job.state, job.refusal, job.since = REFUSED, Refusal(Reason.NEVER, 0, never), time
-        engine.moved.append(job)
-
-
-def _save(state: TenantState, tenant: Tenant, now: int, whole: bool, taken: bool) -> None:
+def _save(state: TenantState, tenant: Tenant, now: int, whole: bool, taken: bool, crowded: bool) -> None:
     """Take over what was decided, and when to decide again. `taken`: whether somebody took what was due.
 
     Otherwise a job that is left has been due for as long as it was.
@@ -221,16 +225,17 @@ def _save(state: TenantState, tenant: Tenant, now: int, whole: bool, taken: bool
         state.due = None if whole else now
         return
     first, placed = line.head(tenant.free > 0), line.placed
+    onset = line.onset.placed if line.onset is not None else None
     if first is None:
         state.due = None
     elif placed is not None and line.agenda is line.gate.eligible:
         state.due = since
         state.again = since + PATIENCE if line.continuations else NEVER
-    elif placed is None or line.front is not first:  # crowded
+    elif placed is None or (crowded and line.front is not first):
         state.due = since
         state.again = NEVER if placed is None else placed[0]
     else:
-        state.due = placed[0]
+        state.due = placed[0] if onset is None else min(placed[0], onset[0])
 
 
 # --- settle ---------------------------------------------------------------------------------------------

@@ -31,12 +31,30 @@ NEVER = 1 << 62
 _key = attrgetter("key")
 
 
+class Onset:
+    """When a line will be late, apart from its own events."""
+
+    __slots__ = ("line", "placed")
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.placed: tuple[Any, ...] | None = None
+
+    def __lt__(self, other: Onset) -> bool:
+        return self.line < other.line
+
+
 def _last_key(block: list[Entry]) -> int:
     return block[-1].key
 
 
-def _urgency(entry: Entry) -> tuple[int, int, Entry]:
-    return (NEVER if entry.expires is None else entry.expires, entry.key, entry)
+def urgency(entry: Entry) -> tuple[int, int]:
+    """By which jobs are ordered whose deadlines decide: those without one go last, in their order."""
+    return NEVER if entry.expires is None else entry.expires, entry.key
+
+
+def _item(entry: Entry) -> tuple[int, int, Entry]:
+    return (*urgency(entry), entry)
 
 
 class Line:
@@ -48,7 +66,7 @@ class Line:
     waiting jobs' amounts per bucket of the tenant. `tail` remembers how the buckets will stand behind the
     last job, where that takes a walk. `tightest` is the shortest `max_wait` anybody joined with. `late` says
     until when a named cause has delayed the line. `urgent` has its jobs by their deadlines, while that is
-    their order; those that have left are skipped when they surface.
+    their order; those that have left are skipped when they surface. `onset`: when another order will hold.
     """
 
     __slots__ = (
@@ -58,6 +76,7 @@ class Line:
         "front",
         "gate",
         "late",
+        "onset",
         "outside",
         "placed",
         "size",
@@ -80,6 +99,7 @@ class Line:
         self.placed: tuple[Any, ...] | None = None
         self.agenda: Agenda[Any] | None = None
         self.late: dict[Cause, int] | None = None
+        self.onset: Onset | None = None
         self.tail: Projection | None = None
         self.tightest: int | None = None
         self.urgent: list[tuple[int, int, Entry]] | None = None
@@ -118,7 +138,7 @@ class Line:
     def most_urgent(self) -> Entry:
         """The job whose deadline comes first; of those without one, the first in line. O(log n) amortised."""
         if self.urgent is None:
-            self.urgent = [_urgency(entry) for block in self.blocks for entry in block]
+            self.urgent = [_item(entry) for block in self.blocks for entry in block]
             heapify(self.urgent)
         while True:
             entry = self.urgent[0][2]
@@ -138,7 +158,7 @@ class Line:
         """Let a job in, at the place of its key."""
         self._add_work(entry, 1)
         if self.urgent is not None and entry.holder is None:
-            heappush(self.urgent, _urgency(entry))
+            heappush(self.urgent, _item(entry))
         if entry.holder is not None:
             if self.continuations is None:
                 self.continuations = []

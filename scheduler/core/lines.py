@@ -5,12 +5,10 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from scheduler.core.account import SLOT_FLOOR
 from scheduler.core.entry import REFUSED, RUN_BITS, SEQUENCE_BITS, Entry, State
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
-from scheduler.core.outlook import in_order, since, too_long
-from scheduler.core.overload import head
+from scheduler.core.outlook import in_order, too_long
 from scheduler.core.policy import Cause, Reason, Refusal
 from scheduler.core.register import BEHIND, HEAD, Register
 from scheduler.core.tenant import Tenant
@@ -124,20 +122,13 @@ class Lines(Register):
         if line.continuations:
             # A run under way must not stand behind a head that waits for the very slot the run holds.
             slot = slot and gate.free > 0 and self.root.free > 0
-        line.front = line.head(slot) if self.overload is None else head(line, slot, time, self.overload)
+        line.front = line.head(slot) if self.overload is None else self._head(line, slot, time)
         if line.front is None and line.empty:
             self._drop_line(line, time)
 
-    def _refuse_overdue(self, line: Line, front: Entry, time: int) -> None:
-        """Refuse those who were overtaken for longer than they may wait, now that `front` goes."""
-        while line.blocks and (oldest := line.blocks[0][0]) is not front:
-            bound = oldest.policy.max_wait_ns
-            if bound is None or time - since(oldest) <= bound:
-                return
-            self._refuse_now(oldest, Reason.MAX_WAIT, time)
-
-    def _refuse_now(self, entry: Entry, reason: Reason, time: int) -> None:
-        self._drop(entry, Refusal(reason, entry.shared.wait_of_refused(time + SLOT_FLOOR, time)), time)
+    def _head(self, line: Line, slot: bool, time: int) -> Entry | None:
+        """Whose turn it is in a line that may be late: see `Overloaded`."""
+        raise NotImplementedError
 
     def _stand(self, line: Line, time: int, reserved: int) -> int:
         """Let the front wait for its permits, not before `reserved`, or go to its gate.
@@ -222,7 +213,7 @@ class Lines(Register):
         entry.state = state
         entry.owner.forget_tails()
         self._leave_session(entry, time, outside)
-        if line.front is entry or line.empty:
+        if line.front is entry or line.empty or self.overload is not None:
             self._place(line, time)
 
     def _drop(self, entry: Entry, refusal: Refusal, time: int) -> None:

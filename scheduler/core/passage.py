@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from scheduler.core.entry import RUNNING
 from scheduler.core.ledger import PATIENCE
 from scheduler.core.line import Line
+from scheduler.core.overload import is_overtaken
+from scheduler.core.policy import Overload
+from scheduler.core.reach import Reach
 from scheduler.core.register import ARRIVE, RETURN
 from scheduler.core.shared import SharedGate
 from scheduler.core.stage import Name, Stage
@@ -19,18 +22,21 @@ def is_crowded(gate: SharedGate, slots: int, now: int) -> bool:
     return slots <= 0 and gate.stuck is not None and gate.stuck + PATIENCE <= now
 
 
-def claim(
+def claim(  # noqa: PLR0917 - all that was loaded
     gates: Mapping[str, SharedGate],
     states: Mapping[str, TenantState],
     jobs: Sequence[StoredJob],
     slots: int,
     now: int,
-    partial: Mapping[Name, int],
+    reaches: Mapping[Name, Reach],
+    overload: Overload | None,
 ) -> list[StoredJob]:
     """Grant what can pass by `now`, at most `slots` jobs; what moved, in order: granted, expired or refused.
 
     `jobs`: the first ones of each line of the tenants in `states`, those whose backoff is over, and all
-    continuations. Callers that run elsewhere take none of the slots. The gates know their `limit`.
+    continuations; of lines that are late also the first ones by the order that is declared for that.
+    `reaches`: how far lines were loaded that go on. Callers that run elsewhere take none of the slots. The
+    gates know their `limit`.
     """
     begin = max(gate.processed for gate in gates.values())
     for gate in gates.values():
@@ -38,7 +44,7 @@ def claim(
         gate.here(states.values())
     kept = {gate.name: (list(gate.backlog), gate.lines, gate.crowd) for gate in gates.values()}
     tenants = {name: state.tenant() for name, state in states.items()}
-    stage = Stage(begin, gates, tenants, slots, partial)
+    stage = Stage(begin, gates, tenants, slots, reaches, overload)
     stage.run([(max(job.since, states[job.tenant].as_of), job) for job in jobs], max(now, begin))
     stopped = stage.events.stopped
     end = max(now, begin) if stopped is None else stopped
@@ -48,12 +54,8 @@ def claim(
         gate.processed = end
     for job in moved:
         _leave(gates[job.gate], states[job.tenant], job)
-    for name, state in states.items():
-        state.zeros, state.running = tenants[name].zeros, tenants[name].running
-        for line in state.lines.values():
-            _save(line, gates[line.gate], tenants[name], end, (name, line.gate) in partial)
-            if line.waiting and (name, line.gate) in stage.skipped:
-                line.due = max(line.due or 0, end + PATIENCE)
+    for state in states.values():
+        _save_tenant(state, tenants[state.name], stage, end)
     for time, kind, _, job in stage.events:
         if kind in (ARRIVE, RETURN):
             states[job.tenant].line(job.gate).due_by(time)
@@ -72,7 +74,22 @@ def _leave(gate: SharedGate, state: TenantState, job: StoredJob) -> None:
         gate.give_up(job.sequence, job.since)
 
 
-def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, partial: bool) -> None:
+def _save_tenant(state: TenantState, tenant: Tenant, stage: Stage, end: int) -> None:
+    """Where a tenant stands now, with its lines."""
+    state.zeros, state.running = tenant.zeros, tenant.running
+    for line in state.lines.values():
+        name = state.name, line.gate
+        _save(line, stage.shared[line.gate], tenant, end, name not in stage.reaches)
+        here = tenant.lines.get(line.gate)
+        overtaken = here is not None and is_overtaken(here, end, stage.overload)
+        line.late = end if overtaken else stage.late.get(name) or line.late
+        if line.waiting and name in stage.unknown:
+            line.due = end
+        if line.waiting and name in stage.skipped:
+            line.due = max(line.due or 0, end + PATIENCE)
+
+
+def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, whole: bool) -> None:
     """Where the tenant's line stands now, and its tag."""
     finish = gate.fair.finish.get(tenant.name)
     if finish is not None:
@@ -84,13 +101,17 @@ def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, partial: 
     if head is not None:
         line.front = head.key
     if here is None or here.front is None or here.placed is None:
-        if line.waiting and partial and (here is None or here.empty):
+        if line.waiting and not whole and (here is None or here.empty):
             line.due = end
     elif here.agenda in (gate.eligible, gate.calling, gate.holding):
         line.start, line.front = here.placed[:2]
         line.calls = here.agenda is not gate.eligible
     else:
         line.due = here.placed[0]
+        if here.front.holder is None:
+            line.front = here.front.key
+    if here is not None and here.onset is not None and here.onset.placed is not None and line.waiting:
+        line.due_by(here.onset.placed[0])
 
 
 def _when(gate: SharedGate, end: int) -> None:

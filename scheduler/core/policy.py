@@ -137,10 +137,10 @@ class Overload:
     """What happens in a line whose oldest job has waited for more than `target` seconds, until it has not.
 
     `order`: ``"deadline"``, the one whose deadline comes first goes first, or ``"newest"``, the one that came
-    last, since it is the likeliest to be wanted still. It is decided whenever the one before it starts; later
-    messages of runs go before all of them, and who is overtaken until its `max_wait` has passed is refused.
-    Where this is declared, a job that could not end before its deadline, by the mean time that jobs take, is
-    refused instead of begun. Raises ValueError or TypeError for anything else.
+    last, since it is the likeliest to be wanted still. That follows from who waits and from the time alone;
+    later messages of runs go before all of them, and who is overtaken until its `max_wait` has passed is
+    refused. Where this is declared, a job that has to wait and could not end before its deadline, by the mean
+    time that jobs take, is refused instead of begun. Raises ValueError or TypeError for anything else.
     """
 
     target: float

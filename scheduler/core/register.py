@@ -21,11 +21,11 @@ LINGER = 1 << 30
 FADE_STEP = 1 << 20
 """Nanoseconds: idle tenants are looked over in batches 1 ms apart; larger ones would hold up others."""
 
-RETURN, HEAD, GATE, BEHIND, EXPIRE, FADE, LADDER, ARRIVE = range(8)
+RETURN, LATE, HEAD, GATE, BEHIND, EXPIRE, FADE, LADDER, ARRIVE = range(9)
 """Kinds of events, in the order in which they are processed when they fall on the same nanosecond: whoever
-becomes eligible does so before a gate chooses; a head that leaves its permits to an older one of its tenant
-at another gate comes after that choice; a job may still start at the very end of its deadline; and whoever
-arrives finds all that done."""
+becomes eligible, or has the turn of a line that is late from then on, does so before a gate chooses; a head
+that leaves its permits to an older one of its tenant at another gate comes after that choice; a job may still
+start at the very end of its deadline; and whoever arrives finds all that done."""
 
 Event = tuple[int, int, int, Any]
 """(time, kind, key, owner)."""

@@ -79,7 +79,7 @@ class Rungs(Engine):
         gate = self._shared[entry.shared.name]
         if not isinstance(entry, StoredJob) or self.parked:
             return False
-        return sharing.starts(self._state, gate, entry, now)
+        return sharing.starts(self._state, gate, entry, now, self.overload)
 
     def startable(self, job: StoredJob, now: int, parked: int) -> bool:
         """Whether a new job can start at once, as far as is known."""

@@ -14,10 +14,9 @@ from scheduler.core.entry import EXPIRED, RUNNING, Entry
 from scheduler.core.fairness import fair_cost, weighted
 from scheduler.core.gate import Gate
 from scheduler.core.line import Line
-from scheduler.core.lines import Lines
-from scheduler.core.overload import too_late
+from scheduler.core.overload import Overloaded
 from scheduler.core.policy import Cause, Reason, Refusal
-from scheduler.core.register import BEHIND, EXPIRE, FADE, GATE, HEAD, LADDER, RETURN
+from scheduler.core.register import BEHIND, EXPIRE, FADE, GATE, HEAD, LADDER, LATE, RETURN
 
 CATCH_UP = 50_000_000
 """Nanoseconds by which a wake-up may be late without moving a schedule (or one cost's time, if longer)."""
@@ -26,11 +25,14 @@ CATCH_UP = 50_000_000
 SLOT = Cause.SLOT
 
 
-class Schedule(Lines):
+class Schedule(Overloaded):
     """How the state moves in time. `Engine` adds what callers may ask of it."""
 
     bounded = False
     """Whether there are bounds to what may be granted beside all limits: see `Stage`."""
+
+    stopped: int | None = None
+    """When somebody said stop: see `Stage`."""
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -53,6 +55,8 @@ class Schedule(Lines):
                 self._expire(owner, time)
             elif kind == LADDER:
                 self._look_again(owner.entry, time)
+            elif kind == LATE:
+                self._place(owner.line, time)
             elif kind == FADE:
                 self._forget(owner, time)
             else:
@@ -77,7 +81,7 @@ class Schedule(Lines):
 
     def _serve(self, gate: Gate, time: int, now: int) -> None:
         """Grant whoever can pass at `time`, in fair order; nobody passes the one whose turn it is."""
-        while True:
+        while self.stopped is None:
             slot = gate.free > 0 and self.root.free > 0
             turn = gate.turn(slot)
             if turn is None:
@@ -91,14 +95,15 @@ class Schedule(Lines):
                 gate.delay(Cause.PAUSE if gate.paused_until > time else Cause.GATE, ready)
                 self._wake_gate(gate, ready)
                 return
-            if too_late(front, time, self.overload):
-                self._refuse_now(front, Reason.DEADLINE, time)
-                continue
             if self.bounded and self._stops(line, front, time):
                 return
+            if self.overload is not None and self._gives_up(line, front, time):
+                continue  # it is somebody else's turn, or that of another line
             line.agenda.pop()
             # A grant that nobody else waits for leaves no debt.
             self._let_go(line, front, time, now, start if gate.backlogged else None)
+        else:
+            return
         if gate.placed is not None:
             self.events.drop(gate)
         if gate.eligible.first() is not None:
@@ -115,8 +120,7 @@ class Schedule(Lines):
             return False
         if not gate.affords(gate.shape.amounts(front.cost), time) or self._more_arrive(time):
             return False
-        if too_late(front, time, self.overload):
-            self._refuse_now(front, Reason.DEADLINE, time)
+        if self.overload is not None and self._gives_up(line, front, time):
             return True
         self._let_go(line, front, time, now, None)
         return True
@@ -180,8 +184,6 @@ class Schedule(Lines):
 
     def _let_go(self, line: Line, front: Entry, time: int, now: int, start: int | None) -> None:
         """Grant the front of a line, and arrange the turn of those behind it."""
-        if self.overload is not None:
-            self._refuse_overdue(line, front, time)
         self._leave(line, front)
         self._grant(front, time, now, start, line)
         if front.watched and front.slot > front.promised:

@@ -16,8 +16,10 @@ from scheduler.core.claims import runs_elsewhere
 from scheduler.core.engine import Engine
 from scheduler.core.entry import REFUSED, WAITING, Entry
 from scheduler.core.line import Line
-from scheduler.core.policy import Cause, Reason, Refusal
+from scheduler.core.overload import is_late, overtaken_until
+from scheduler.core.policy import Cause, Overload, Reason, Refusal
 from scheduler.core.quota import Quota
+from scheduler.core.reach import Reach
 from scheduler.core.register import ARRIVE, EXPIRE, RETURN, Event
 from scheduler.core.shared import SharedGate
 from scheduler.core.stored import StoredJob
@@ -44,8 +46,8 @@ class Events(Calendar[Event]):
 class Stage(Engine):
     """The engine, from `begin` on, for somebody with so many `slots` for jobs.
 
-    `partial`: of the lines that go on behind their last loaded job, the key of that. What a store keeps of a
-    gate and does not change by a grant (its `backlog`, and who has lines) is not looked after here.
+    `reaches`: of the lines that go on behind their first jobs, how far they were loaded. What a store keeps
+    of a gate and does not change by a grant (its `backlog`, and who has lines) is not looked after here.
     """
 
     bounded = True
@@ -57,7 +59,8 @@ class Stage(Engine):
         gates: Mapping[str, SharedGate],
         tenants: Mapping[str, Tenant],
         slots: int,
-        partial: Mapping[Name, int],
+        reaches: Mapping[Name, Reach],
+        overload: Overload | None,
     ) -> None:
         super().__init__(begin, lambda _: Quota(), {}, max(1, slots))
         self.max_waiting = 1 << 62
@@ -67,7 +70,12 @@ class Stage(Engine):
         self.events = Events()
         self.begin = begin
         self.skipped: set[Name] = set()
-        self.partial = partial
+        self.reaches = reaches
+        self.unknown: set[Name] = set()
+        """Lines of which more must be loaded to say whose turn it is."""
+        self.late: dict[Name, int | None] = {}
+        """Until when another order held in lines."""
+        self.overload = overload
         if slots <= 0:
             self.root.free = 0
 
@@ -79,6 +87,7 @@ class Stage(Engine):
                 # Whoever was here takes its place anew before a gate chooses that changed at the same time.
                 kind = RETURN if job.parked or job.since < time else ARRIVE
                 self.events.put((time, kind, job.key, job))
+                self._count_coming(job, 1)
             else:
                 self._join(job, time)
         for tenant in self.tenants.values():
@@ -93,6 +102,11 @@ class Stage(Engine):
             self.root.free = slots
             self._look_everywhere(now, now)
             self._advance(now)
+
+    def _count_coming(self, job: StoredJob, sign: int) -> None:
+        reach = self.reaches.get((job.tenant, job.gate))
+        if reach is not None and not job.parked:
+            reach.coming += sign
 
     def _look_everywhere(self, time: int, now: int) -> None:
         self.touched.update(dict.fromkeys(self.gates.values()))
@@ -131,11 +145,12 @@ class Stage(Engine):
     def _arrive(self, entry: Entry, time: int) -> None:
         if not isinstance(entry, StoredJob):
             raise TypeError(f"entry: only stored jobs arrive, got {entry!r}")
+        self._count_coming(entry, -1)
         line = self._join(entry, time)
         if line is None:
             return
         front = line.front
-        if front is None or entry.key < front.key or entry.holder is not None:
+        if front is None or entry.key < front.key or entry.holder is not None or self.overload is not None:
             self._place(line, time)
 
     _return = _arrive
@@ -149,9 +164,32 @@ class Stage(Engine):
         slot = tenant.free > 0
         if line.continuations:
             slot = slot and gate.free > 0 and not (gate.crowded and self.root.free <= 0)
-        line.front = line.head(slot)
-        if line.front is None and line.empty:
+        line.front = self._head(line, slot, time)
+        if line.front is None and line.empty and self.stopped is None:
             self._drop_line(line, time)
+
+    def _head(self, line: Line, slot: bool, time: int) -> Entry | None:
+        if self.overload is None:
+            return line.head(slot)
+        front, name = super()._head(line, slot, time), (line.tenant.name, line.gate.name)
+        reach = self.reaches.get(name)
+        self.unknown.discard(name)
+        self.late[name] = overtaken_until(line) or self.late.get(name)
+        if reach is None or reach.shows(line, front, slot, time, self.overload):
+            return front
+        self.unknown.add(name)
+        if not reach.coming:
+            self._halt(time)
+        return None
+
+    def _stand(self, line: Line, time: int, reserved: int) -> int:
+        if line.front is None and self.stopped is not None:
+            return reserved  # it keeps its place in the fair order, whoever of it will have that
+        return super()._stand(line, time, reserved)
+
+    def _halt(self, time: int) -> None:
+        """Go no further: to say who goes next takes more than was loaded."""
+        self.stopped = self.events.stopped = time
 
     def _join_gate(self, line: Line) -> None:
         front, gate = line.front, self.shared[line.gate.name]
@@ -169,10 +207,12 @@ class Stage(Engine):
             # Whoever needs none does not pass it, until it has waited for one for a while.
             gate.stuck = time if gate.stuck is None else gate.stuck
             return True
-        last = self.partial.get((line.tenant.name, gate.name))
-        beyond = last is not None and front.holder is None and front.key >= last
+        reach = self.reaches.get((line.tenant.name, gate.name))
+        beyond = reach is not None and front.holder is None and front.key >= reach.last
+        if beyond and self.overload is not None and is_late(line, time, self.overload):
+            beyond = False  # it goes by another order
         if beyond or (gate.limit is not None and line.placed is not None and line.placed[:2] > gate.limit):
-            self.events.stopped = time  # somebody who was not loaded may go before the next one
+            self._halt(time)  # somebody who was not loaded may go before the next one
             return True
         if job:
             gate.stuck = None

@@ -78,7 +78,7 @@ class LineState:
     While it stands there, `start` is its tag, and `calls` says that it needs no worker. `finish`: the
     tenant's finish tag, made in that busy `period`. `entered`: the virtual time when it came to stand there.
     `step`: the `after` of the rung that the tenant took last at this gate, in nanoseconds; 0 once its waits
-    are shorter than that.
+    are shorter than that. `late`: until when another order held, since its oldest job had waited too long.
     """
 
     gate: str
@@ -92,6 +92,7 @@ class LineState:
     period: int = 0
     entered: int | None = None
     step: int = 0
+    late: int | None = None
 
     def due_by(self, time: int) -> None:
         """Something may happen at `time`, if not before."""
@@ -117,6 +118,8 @@ class TenantState:
     `lines`: its lines at shared gates, by their names. Jobs of these count in `waiting` and `work` as all
     others do, but what happens to them is due there.
 
+    `late` is until when the last decision found that another order held where no gate is, if it did.
+
     `again` is not kept, it is what the last decision found out: when one without slots of its own should ask
     again, although something is due before that, since that is for others to take. None says that `due` is
     right for everybody.
@@ -133,6 +136,7 @@ class TenantState:
     echoes: dict[str, Kept] = field(default_factory=dict)
     lines: dict[str, LineState] = field(default_factory=dict, compare=False)
     again: int | None = field(default=None, compare=False)
+    late: int | None = field(default=None, compare=False)
     limits: tuple[Quota, Shape] | None = field(default=None, repr=False, compare=False)
     """A quota and its shape, kept because to find the shape costs more than all that is asked of it."""
 

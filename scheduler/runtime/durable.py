@@ -38,9 +38,6 @@ class DurableScheduler(Requesting):
 
     def __init__(self, *arguments: Any, store: Store, outage: Outage | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        for name in ("overload",):
-            if settings.get(name) is not None:
-                raise ValueError(f"{name}: a store has no use for it yet; leave it out")
         self.store = store
         self._begin_gates(settings.get("gates") is not None)
         self._begin_watch(Outage() if outage is None else instance("outage", outage, Outage))

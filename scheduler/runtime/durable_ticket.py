@@ -115,8 +115,8 @@ class DurableTicket(Ticket):
 
     @property
     def delayed_by(self) -> frozenset[Cause]:
-        """Empty: the store keeps no causes."""
-        return frozenset()
+        """Whether its line was late and went by another order, if `look` has asked: the one cause kept."""
+        return frozenset({Cause.OVERLOAD_ORDER} if self._known.overtaken else ())
 
     async def look(self) -> Self:
         """Ask how the job stands now."""

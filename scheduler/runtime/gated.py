@@ -22,9 +22,9 @@ class Gated(Watching):
         self._declared = {name or UNNAMED: gate.upstream for name, gate in gates.items()}
 
     async def _declare(self) -> None:
-        """Have the gates of this scheduler in the store, as it says, and listen for their news."""
-        if self._declared:
-            await self.store.hearing.declare(self._declared)
+        """Have what this scheduler declares in the store, as it says, and listen for the news of gates."""
+        if self._declared or self.engine.overload is not None:
+            await self.store.hearing.declare(self._declared, self.engine.overload)
         self.store.hearing.on_news.add(self._hear_news)
 
     def _listen_no_more(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from scheduler.core.account import Account
 from scheduler.core.gate import Gate
-from scheduler.core.policy import Outlook
+from scheduler.core.policy import Outlook, Overload
 from scheduler.core.quota import Quota, Usage
 from scheduler.core.signals import News, Upstream
 from scheduler.stores.values import Accepted, Debt, Grown, Heard, Known, Outcome, Place, Request
@@ -41,7 +41,7 @@ class Gates(Protocol):
     @property
     def on_news(self) -> set[Callable[[News], object]]: ...
 
-    async def declare(self, upstreams: Mapping[str, Upstream]) -> None: ...
+    async def declare(self, upstreams: Mapping[str, Upstream], overload: Overload | None = None) -> None: ...
 
     def hear(self, heard: Heard) -> None: ...
 

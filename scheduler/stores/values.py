@@ -112,7 +112,7 @@ class Accepted(NamedTuple):
 
 
 class Known(NamedTuple):
-    """How a job stands; how it is served too, where that was asked."""
+    """How a job stands; how it is served too, and whether its line was late, where that was asked."""
 
     id: int
     tenant: str
@@ -125,6 +125,7 @@ class Known(NamedTuple):
     gate: str = ""
     cost: Cost = ONE
     plan: Plan | None = None
+    overtaken: bool = False
 
 
 class Claim(NamedTuple):

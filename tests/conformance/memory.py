@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.core.account import SLOT_FLOOR
+from scheduler.core.engine import Engine
 from scheduler.core.entry import Entry, State
-from scheduler.core.policy import Reason, Refusal
+from scheduler.core.policy import Cause, Overload, Reason, Refusal
 from scheduler.core.signals import Upstream
 from tests.conformance.record import Answer, Quotas, Record
 from tests.core.play import START, Op, Play, engine
+
+
+class Forgetful(Engine):
+    """Where no gate is declared, the store does not learn for how long jobs run."""
+
+    def _free(self, entry: Entry, now: int, learn: bool) -> tuple[bool, bool, bool]:
+        return super()._free(entry, now, learn=False)
 
 
 @dataclass
@@ -27,8 +36,12 @@ class Memory(Play):
     """Tenants that refused for lack of a slot while somebody stood outside the line: the times differ."""
 
     @classmethod
-    def with_quotas(cls, quotas: Quotas, gates: Mapping[str, Upstream] | None = None) -> Memory:
-        return cls(engine(quotas, gates), by_number=True)
+    def with_quotas(
+        cls, quotas: Quotas, gates: Mapping[str, Upstream] | None = None, overload: Overload | None = None
+    ) -> Memory:
+        made = engine(quotas, gates, kind=Engine if gates else Forgetful)
+        made.overload = overload
+        return cls(made, by_number=True)
 
     def run(self, ops: Sequence[Op]) -> Memory:
         super().run(ops)
@@ -85,7 +98,10 @@ class Memory(Play):
         for told in self.told:
             if told.what == "running":
                 record.grants[self.jobs[told.job].owner.name].append((told.job, told.time - START))
+        tries = Counter(told.job for told in self.told if told.what == "running")
         for number, entry in enumerate(self.jobs):
+            if Cause.OVERLOAD_ORDER in entry.delayed and tries[number] < 2:
+                record.overtaken.add(number)
             if number not in refused and entry.state is State.EXPIRED:
                 record.ends[number] = "timeout"
             elif number not in refused and entry.state is State.REFUSED and entry.refusal is not None:

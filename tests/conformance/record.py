@@ -31,6 +31,17 @@ class Record:
     """Of each look at a job that stood in its line: when it was expected to start. None at any other."""
     served: dict[int, tuple[object, ...]] = field(default_factory=dict)
     """Of each accepted job at a shared gate: the gate, rungs taken, model and most tokens."""
+    overtaken: set[int] = field(default_factory=set)
+    """Jobs of one try that started late, and whose line had gone by another order meanwhile. While there is
+    no line, nothing is known of it in memory."""
+
+    def sort_ties(self) -> None:
+        """Forget in which order those were granted that have the same slot."""
+        self.grants = {name: sorted(grants, key=_by_slot) for name, grants in self.grants.items()}
+
+
+def _by_slot(grant: tuple[int, int]) -> tuple[int, int]:
+    return grant[::-1]
 
 
 def spelled(op: Op) -> str:
@@ -55,6 +66,7 @@ def compare(expected: Record, found: Record, quotas: Mapping[str, object], ops: 
         "looks": (expected.looks, found.looks),
         "ends": (expected.ends, found.ends),
         "served": (expected.served, found.served),
+        "overtaken": (expected.overtaken, found.overtaken),
     }
     different = [f"{name}\n  {a}\n  {b}" for name, (a, b) in sides.items() if a != b]
     if different:

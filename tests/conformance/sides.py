@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from scheduler.core.policy import Overload
 from scheduler.core.quota import NS
 from scheduler.core.signals import Upstream
 from scheduler.stores.postgres.claiming import Claimed
@@ -34,13 +35,14 @@ def to_the_end(ops: Sequence[Op], rounds: int = 2, long: int = LONG) -> list[Op]
     return [*ops, *([Op("advance", gap=long), *ends] * rounds), Op("advance", gap=long)]
 
 
-def in_memory(quotas: Quotas, ops: Sequence[Op], gates: Mapping[str, Upstream] | None = None) -> Record:
+def in_memory(
+    quotas: Quotas,
+    ops: Sequence[Op],
+    gates: Mapping[str, Upstream] | None = None,
+    overload: Overload | None = None,
+) -> Record:
     """What the engine in memory does."""
-    return Memory.with_quotas(quotas, gates).run(ops).record()
-
-
-def _by_slot(grant: tuple[int, int]) -> tuple[int, int]:
-    return grant[::-1]
+    return Memory.with_quotas(quotas, gates, overload).run(ops).record()
 
 
 async def same(
@@ -55,16 +57,19 @@ async def same(
     gates: Mapping[str, Upstream] | None = None,
     long: int = LONG,
     ties: bool = False,
+    overload: Overload | None = None,
+    short: bool = False,
 ) -> Record:
     """Play a script to the end on both sides; they must do the same. Returns what they did.
 
     `processes`: those that claim, instead of so many `claimers` in this process. `gates`: that all share.
-    `long`: what drains the lines. `ties`: two jobs of a tenant may pass two gates in either order in one ns.
+    `long`: what drains the lines. `ties`: two jobs of a tenant may go in either order in one ns.
+    `overload`: what is declared for lines that are late. `short`: claims load as little as they may.
     """
     script = to_the_end(ops, long=long)
-    expected = in_memory(quotas, script, gates)
-    async with opened(dsn, connections=claimers + 1) as store:
-        await store.hearing.declare(gates or {})
+    expected = in_memory(quotas, script, gates, overload)
+    async with opened(dsn, connections=claimers + 1, short=short) as store:
+        await store.hearing.declare(gates or {}, overload)
         stored = Stored(store, quotas, late=late, claimers=len(processes) or claimers, slots=slots)
         if processes:
             workers = {f"worker {number}": process for number, process in enumerate(processes)}
@@ -75,7 +80,7 @@ async def same(
             stored.remote = remote
         found = await (await stored.run(script)).record()
     if ties:
-        for record in (expected, found):
-            record.grants = {name: sorted(grants, key=_by_slot) for name, grants in record.grants.items()}
+        expected.sort_ties()
+        found.sort_ties()
     compare(expected, found, {**quotas, **(gates or {})}, ops)
     return found

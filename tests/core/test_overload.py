@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.entry import Entry, State
 from scheduler.core.policy import Cause, Overload, Policy, Reason
-from scheduler.core.quota import NS, Quota, Rate
+from scheduler.core.quota import NS, Cost, Quota, Rate
 from tests.core.play import MS, PATIENT, START, Op, Play, engine, ops, quotas
 
 
@@ -53,18 +53,31 @@ def test_first_come_first_served_while_nobody_waits_too_long() -> None:
 
 @pytest.mark.parametrize("overload", [None, Overload(4, "newest"), Overload(4, "deadline")])
 def test_the_newest_or_the_most_urgent_go_first_while_the_oldest_waits_too_long(overload: Any) -> None:
-    """Ten jobs at once: in order for four seconds, then by what is declared; all start at their slots."""
+    """Ten jobs at once: in order for four seconds, then by what is declared; all start at their slots.
+
+    It is so from the moment on when the oldest has waited for too long, whoever's turn it was before that.
+    """
     play = late(overload)
     for number in range(10):
         offer(play, number * 0.001, timeout=(40 - 2 * number) * NS if number % 2 else None)
     expected = {
         None: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
-        "newest": [0, 1, 2, 3, 4, 5, 9, 8, 7, 6],
-        "deadline": [0, 1, 2, 3, 4, 5, 9, 7, 6, 8],
+        "newest": [0, 1, 2, 3, 4, 9, 8, 7, 6, 5],
+        "deadline": [0, 1, 2, 3, 4, 9, 7, 5, 6, 8],
     }[overload and overload.order]
     assert order(play) == expected
     slots = [slot for _, slot in play.grants]
     assert slots == [START + number * NS for number in range(10)]
+
+
+def test_a_line_becomes_late_by_time_alone() -> None:
+    """The oldest waits for more permits than the newest needs: nobody comes or goes meanwhile."""
+    play = late(Overload(1.5, "newest"), Quota(Rate(1, burst=5)))
+    for cost in (5, 5, 1):
+        offer(play, 0, cost=Cost(cost))
+    assert play.starts() == {0: START}
+    steps_to(play, 60)
+    assert play.starts() == {0: START, 2: START + 1500 * MS + 1, 1: START + 6 * NS}
 
 
 def test_a_newcomer_goes_first_while_the_line_is_late_and_last_when_it_has_recovered() -> None:
@@ -83,8 +96,8 @@ def test_who_was_overtaken_is_told_why() -> None:
     play = late(Overload(2, "newest"))
     for _ in range(6):
         offer(play, 0)
-    overtaken = play.jobs[4]
-    assert overtaken.promised == START + 4 * NS
+    overtaken = play.jobs[3]
+    assert overtaken.promised == START + 3 * NS
     steps_to(play, 3.5)
     assert play.engine.delayed_by(overtaken) == {Cause.OVERLOAD_ORDER}
     steps_to(play, 60)

@@ -12,7 +12,6 @@ from scheduler import (
     DeadlineExceeded,
     Estimates,
     Job,
-    Overload,
     Policy,
     Quota,
     Rate,
@@ -154,8 +153,6 @@ async def test_no_more_is_deferred_than_may_be() -> None:
 async def test_a_store_says_what_it_cannot_do_yet() -> None:
     """Before anything is asked of a database."""
     store = PostgresStore("postgresql://nobody@127.0.0.1:1/none")
-    with pytest.raises(ValueError, match="overload: a store has no use for it yet"):
-        Scheduler(store=store, overload=Overload(1))
     scheduler = Scheduler(store=store)
     scheduler.closed = False
     with pytest.raises(ValueError, match="policy: a ladder over a store needs gates"):

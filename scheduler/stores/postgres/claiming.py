@@ -10,10 +10,12 @@ from asyncpg import Connection, Record
 
 from scheduler.core import ledger
 from scheduler.core.entry import RUNNING
+from scheduler.core.policy import Cause, Overload
 from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.dues import Blocked
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.reaching import reaches, read_overload
 from scheduler.stores.postgres.reasons import kind_of, why
 from scheduler.stores.postgres.settlement import Settlement, announce, unpark
 from scheduler.stores.postgres.statements import statement
@@ -124,18 +126,23 @@ async def _decide(  # noqa: PLR0917 - what one transaction knows
     """Let the core grant over the first jobs of the lines of locked tenants, and save that."""
     heads = [row for row in found if row["id"] is None]
     states, most = list(locked.states.values()), heads[0]["most"]
-    now = await locked.moment(connection, heads[0]["now"])
-    jobs, back = _read(found[len(heads) :], most, longest)
+    now, overload = await locked.moment(connection, heads[0]["now"]), read_overload(heads[0])
+    read = [(row, rows.read_job(row)) for row in found[len(heads) :]]
+    jobs, back = _sort(read, most, longest, overload)
     for job in back:  # their backoff is over: they are in line from here on
         if not job.paid:
             locked.states[job.tenant].add_work(job.cost, 1)
     loaded = Counter(job.tenant for job in jobs if job.holder is None)
+    reached = {}
+    if overload is not None:
+        known = reaches(read, most, heads[0]["beyond"], overload, heads[0]["now"])
+        reached = {t: reach for (t, _), reach in known.items() if loaded[t] < locked.states[t].waiting}
     whole = frozenset(s.name for s in states if loaded[s.name] < most or loaded[s.name] == s.waiting)
-    moved = ledger.grant(states, jobs, slots, now, whole)
+    moved = ledger.grant(states, jobs, slots, now, whole - reached.keys(), overload, reached)
     for row in heads:
         if row["next_return"] is not None:
             locked.states[row["tenant"]].due_by(row["next_return"])
-    claimed = await save(connection, locked, moved, back, worker, now, lease)
+    claimed = await save(connection, locked, moved, back, worker, now, lease, overload)
     with_callers = {row["tenant"] for row in heads if row["homes"]}
     if with_callers:
         await tell(connection, moved, worker)
@@ -157,6 +164,7 @@ async def save(  # noqa: PLR0917 - what one transaction knows
     worker: str,
     now: int,
     lease: int,
+    overload: Overload | None,
 ) -> Claimed:
     """Save what was decided: jobs that were granted or are gone, and those `back` from their backoff."""
     granted = [job for job in moved if job.state is RUNNING]
@@ -177,6 +185,9 @@ async def save(  # noqa: PLR0917 - what one transaction knows
         lease,
         sorted(waiting),
         [job.period if job.gate else 0 for job in granted],
+        [state.late for state in locked.states.values()],
+        [Cause.OVERLOAD_ORDER in job.delayed for job in granted],
+        overload is not None,
     )
     await locked.save_gates(connection)
     await announce(connection, [job.sequence for job in gone])
@@ -207,24 +218,29 @@ async def _tell_of_lines(connection: Connection, locked: Locked, moved: Collecti
         await connection.execute("select pg_notify('waitline_due', $1)", str(min(due)))
 
 
-def _read(found: Sequence[Record], most: int, longest: int) -> tuple[list[StoredJob], list[StoredJob]]:
+def _sort(
+    read: Sequence[tuple[Record, StoredJob]], most: int, longest: int, overload: Overload | None
+) -> tuple[list[StoredJob], list[StoredJob]]:
     """The jobs to grant from, and all whose backoff is over.
 
     Where a line goes on behind the `most` of it that were loaded, nobody may pass who stands there, nor
-    behind the `longest` that came back; continuations may, now and then, which is for the core to say.
+    behind the `longest` that came back; continuations may, now and then, which is for the core to say, and
+    all of it is where an order was declared for lines that are late.
     """
     jobs, continuations = [], []
     back: list[StoredJob] = []
     lines: dict[str, list[StoredJob]] = defaultdict(list)
-    for row in found:
-        job = rows.read_job(row)
+    for row, job in read:
         if row["holder"] is not None:
             continuations.append(job)
             continue
         jobs.append(job)
         if row["returns"] is not None:
             job.since = row["returns"]
+            job.parked = row["place"] is None
         (back if row["place"] is None else lines[job.tenant]).append(job)
+    if overload is not None:
+        return jobs + continuations, back
     last = {tenant: line[-1].key for tenant, line in lines.items() if len(line) >= most}
     for tenant, count in Counter(job.tenant for job in back).items():
         if count >= longest:

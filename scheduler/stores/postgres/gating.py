@@ -14,6 +14,7 @@ from scheduler.core.stored import StoredJob
 from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.claiming import AHEAD, CALLERS, JOBS, Claimed, save, tell
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.reaching import reaches, read_overload
 
 LINES = 200
 """Lines of which something is due in one transaction."""
@@ -37,7 +38,8 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
     found = json.loads(text)
     tenants = found["tenants"] or []
     locked = Locked(map(rows.read_tenant, tenants), rows.read_gates(json.dumps(found["gates"])))
-    jobs = [_read(row) for row in found["jobs"] or []]
+    overload, read = read_overload(found), [(row, _read(row)) for row in found["jobs"] or []]
+    jobs = [job for _, job in read]
     back = [job for job in jobs if job.parked]
     for job in back:  # their backoff is over: they are in line from here on
         gate = locked.gates[job.gate]
@@ -47,10 +49,11 @@ async def claim(connection: Connection, worker: str, slots: int, about: int, lea
     now = await locked.moment(connection, found["now"])
     end = now if found["latest"] is None else min(now, found["latest"])
     _limit(locked, min(slots, HEADS), now)
-    moved = passage.claim(locked.gates, locked.states, jobs, slots, end, _partial(jobs, found["each"]))
+    reached = reaches(read, found["each"], found["beyond"], overload, found["now"])
+    moved = passage.claim(locked.gates, locked.states, jobs, slots, end, reached, overload)
     _come_back(locked, tenants)
     sooner = locked.sooner()
-    claimed = await save(connection, locked, moved, back, worker, now, lease)
+    claimed = await save(connection, locked, moved, back, worker, now, lease, overload)
     await tell(connection, moved, worker)
     if sooner is not None:
         await connection.execute("select pg_notify('waitline_due', $1)", sooner)
@@ -65,15 +68,6 @@ def _read(row: Mapping[str, Any]) -> StoredJob:
         job.since = row["returns"]
         job.parked = row["place"] is None
     return job
-
-
-def _partial(jobs: Sequence[StoredJob], each: int) -> Mapping[tuple[str, str], int]:
-    """The lines that go on behind their last loaded job, and the key of that."""
-    lines: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for job in jobs:
-        if job.holder is None and not job.parked:
-            lines[job.tenant, job.gate].append(job.key)
-    return {name: max(keys) for name, keys in lines.items() if len(keys) >= each}
 
 
 def _limit(locked: Locked, slots: int, now: int) -> None:

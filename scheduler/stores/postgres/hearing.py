@@ -11,6 +11,7 @@ from typing import Any
 
 from scheduler.core.gate import RAMP_FULL
 from scheduler.core.limits import named
+from scheduler.core.policy import Overload
 from scheduler.core.quota import DIMENSIONS, NS
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Answer, News, Signal, Upstream, What
@@ -49,10 +50,14 @@ class Hearing:
         async with self._looking, self._connections.connection() as connection:
             self.gates = await gates.look(connection)
 
-    async def declare(self, upstreams: Mapping[str, Upstream]) -> None:
-        """Make gates, and give those that are there what is said of them now."""
+    async def declare(self, upstreams: Mapping[str, Upstream], overload: Overload | None = None) -> None:
+        """Make gates, and give those that are there what is said of them now; and an order for late lines."""
         async with self._connections.transaction() as connection:
-            await gates.declare(connection, upstreams)
+            if upstreams:
+                await gates.declare(connection, upstreams)
+            if overload is not None:
+                order = overload.target_ns, overload.order == "newest"
+                await connection.execute("select waitline.declare_overload($1, $2)", *order)
         await self.look()
 
     async def drop(self, name: str) -> None:

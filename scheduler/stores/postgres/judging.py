@@ -11,7 +11,7 @@ from asyncpg import Connection
 
 from scheduler.core import ledger, sharing
 from scheduler.core.ladder import look_at
-from scheduler.core.policy import Outlook, Reason
+from scheduler.core.policy import Outlook, Overload, Reason
 from scheduler.core.rungs import Rungs
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import News
@@ -21,6 +21,7 @@ from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.heads import see_heads
 from scheduler.stores.postgres.ladders import count_deferred
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.reaching import read_overload
 from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import FAR, Accepted, Request
@@ -57,6 +58,7 @@ class Batch:
         self._saved: list[Saved] = []
         self._tightest: dict[str, int] = {}
         self._deferred = 0
+        self._overload: Overload | None = None
         self.news: list[News] = []
 
     async def judge(self) -> list[Answer]:
@@ -64,6 +66,7 @@ class Batch:
         await self._look_up()
         (clock,) = await self._connection.fetch(statement("numbers"), len(self._requests))
         now, numbers = await self._locked.moment(self._connection, clock["now"]), iter(clock["numbers"])
+        self._overload = read_overload(clock)
         await self._load_lines(now)
         if any(request.policy.ladder for request in self._requests):
             self._deferred = await count_deferred(self._connection)
@@ -156,7 +159,7 @@ class Batch:
     ) -> Answer:
         """Let a job into its line, or refuse it."""
         state, line = self._locked.states[request.tenant], self._lines[request.tenant]
-        known = line, parked, self._continuations[request.tenant]
+        known = line, parked, self._continuations[request.tenant], self._overload
         if gate is None:
             found, refusal = ledger.outlook(state, job, now, *known)
         else:
@@ -167,7 +170,7 @@ class Batch:
         if gate is None:
             ledger.join(state, job, now, outside=parked > 0)
         else:
-            sharing.join(state, gate, job, now, outside=parked > 0)
+            sharing.join(state, gate, job, now, outside=parked > 0, overload=self._overload)
         self._continuations[request.tenant] += job.holder is not None
         self._tighten(job)
         if not parked:
@@ -187,6 +190,7 @@ class Batch:
         state, line = self._locked.states[request.tenant], self._lines[request.tenant]
         most = request.most_deferred
         rungs = Rungs(now, self._locked.gates, state, line, deferred=self._deferred, most=most)
+        rungs.overload = self._overload
         if not rungs.startable(job, now, parked):
             rungs.step_aside(job, now, parked)
             self.news += rungs.news

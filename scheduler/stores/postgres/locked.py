@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from itertools import chain
 from typing import Any
 
@@ -151,7 +151,7 @@ class Locked:
             await connection.execute(
                 statement("save_gates"),
                 *(zip(*gates, strict=True) if gates else ([], [], [], [], [])),
-                *(zip(*lines, strict=True) if lines else ([], [], [], [], [], [], [], [], [], [], [])),
+                *(zip(*lines, strict=True) if lines else tuple([] for _ in fields(LineState))),
             )
         self._note()
 

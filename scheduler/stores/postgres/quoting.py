@@ -51,9 +51,8 @@ async def see(connection: Connection, job: int, tenant: str) -> Known | None:
     if row is None:
         return None
     outlook = await _expected(connection, tenant, job) if row["state"] == WAITING else None
-    known = Known._make(
-        [*tuple(row)[:7], row["slot"], row["gate"] or "", rows.cost_of(*row["cost"]), plan_of(row)]
-    )
+    served = row["slot"], row["gate"] or "", rows.cost_of(*row["cost"]), plan_of(row), row["overtaken"]
+    known = Known._make([*tuple(row)[:7], *served])
     return known if outlook is None else known._replace(position=outlook.position, expected=outlook.expected)
 
 

@@ -189,6 +189,7 @@ def read_job(row: Record | Mapping[str, Any]) -> StoredJob:
     job.want(head_start=row["head_start"], session=row["session"], deadline=row["deadline"])
     if row.get("ladder") is not None:
         read_rungs(job, row)
+    job.slot = row.get("slot") or 0
     if row["paid"]:
         job.paid, job.plain = True, False
     if row["home"] is not None:

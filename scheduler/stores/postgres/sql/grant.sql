@@ -3,9 +3,9 @@ with saved as (
     update waitline.tenant as t
     set
         zeros = u.zeros::numeric(60)[], work = u.work::numeric(60)[],
-        running = u.running, waiting = u.waiting, as_of = u.as_of, due = u.due
-    from unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[])
-        as u (name, zeros, work, running, waiting, as_of, due)
+        running = u.running, waiting = u.waiting, as_of = u.as_of, due = u.due, late = greatest(t.late, u.late)
+    from unnest($1::text[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $18::bigint[])
+        as u (name, zeros, work, running, waiting, as_of, due, late)
     where t.name = u.name
 ), gone as (
     update waitline.job as j
@@ -20,8 +20,14 @@ with saved as (
     update waitline.job as j
     set
         state = 1, place = null, returns = null, slot = u.slot, period = u.period, attempt = j.attempt + 1, tries = j.tries + 1,
-        worker = coalesce(j.home, $10), lease = greatest(j.lease, $14 + $15)
-    from unnest($8::bigint[], $9::bigint[], $17::bigint[]) as u (id, slot, period)
+        worker = coalesce(j.home, $10), lease = greatest(j.lease, $14 + $15),
+        overtaken = u.overtaken or (
+            $20 and u.slot > j.promised and j.arrival <= case
+                when j.gate is null then (select late from waitline.tenant where name = j.tenant)
+                else (select late from waitline.line where tenant = j.tenant and gate = j.gate)
+            end is true
+        )
+    from unnest($8::bigint[], $9::bigint[], $17::bigint[], $19::boolean[]) as u (id, slot, period, overtaken)
     where j.id = u.id
     returning j.id, j.attempt, j.tries, j.prompt, j.ladder, j.rung, j.predicted, j.model, j.max_tokens
 )

@@ -1,6 +1,6 @@
 -- The time, when a waiting caller's lease or a deadline ends, and those of some tenants of which something will be
--- due, or is for a caller or a continuation: one that is due with a job before all of these waits for a worker. A row
--- at least.
+-- due, or is for a caller or a continuation: one that is due with a job before all of these waits for a worker. Where an
+-- order is declared for lines that are late, that may be so whoever came first. A row at least.
 with clock as materialized (select waitline.now_ns() as now),
 own as materialized (select due from waitline.line where tenant = any($1::text[]))
 select
@@ -34,4 +34,5 @@ left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null
         limit 1
     )
     or (select true from waitline.job where tenant = t.name and holder is not null and state = 0 limit 1)
+    or (select true from waitline.overload)
 )

@@ -13,6 +13,11 @@ select
     ) as position,
     j.arrival, j.promised,
     case when j.state > 0 and j.slot is not null then j.slot else greatest(j.promised, coalesce(j.returns, 0)) end as expected,
-    case when j.state > 0 then j.slot end as slot, j.gate, j.cost, j.ladder, j.rung, j.predicted, j.model, j.max_tokens, j.deferred
+    case when j.state > 0 then j.slot end as slot, j.gate, j.cost, j.ladder, j.rung, j.predicted, j.model, j.max_tokens, j.deferred,
+    case
+        when j.state > 0 then j.overtaken
+        when j.gate is null then j.arrival <= (select late from waitline.tenant where name = j.tenant) is true
+        else j.arrival <= (select late from waitline.line where tenant = j.tenant and gate = j.gate) is true
+    end as overtaken
 from waitline.job as j
 where j.id = $1 and j.tenant = $2
