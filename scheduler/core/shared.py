@@ -48,12 +48,13 @@ class SharedGate(Gate):
 
     While lines are here, `calling` holds those whose head runs elsewhere, and needs a slot of the gate only;
     in a `crowded` one they pass those that lack a worker. `limit`: the last turn up to which all are here who
-    stand; None if all are. For those who want
-    to join: the turns of the first of these `heads`, and how many lines are `coming`, since something of them
-    is due.
+    stand; None if all are. `absent`: tenants whose heads stood here until their lines changed, and take their
+    places anew at that time, which is yet to come. For those who want to join: the turns of the first of
+    these `heads`, and how many lines are `coming`, since something of them is due.
     """
 
     __slots__ = (
+        "absent",
         "as_of",
         "calling",
         "calls",
@@ -77,6 +78,7 @@ class SharedGate(Gate):
         self.calling: Agenda[Turn] = Agenda()
         self.crowded = False
         self.limit: tuple[int, int] | None = None
+        self.absent: set[str] = set()
         self.probe_id: int | None = None
         self.coming = self.stood = 0
         self.heads: Sequence[tuple[int, int]] = ()
@@ -241,7 +243,8 @@ class SharedGate(Gate):
     @property
     def backlogged(self) -> bool:
         """Whether anybody eligible waits here."""
-        return self.limit is not None or super().backlogged or self.calling.first() is not None
+        here = super().backlogged or self.calling.first() is not None
+        return here or self.limit is not None or bool(self.absent)
 
 
 def granted(gate: str, row: Any, cost: Cost) -> StoredJob:

@@ -88,6 +88,8 @@ class Stage(Engine):
                 kind = RETURN if job.parked or job.since < time else ARRIVE
                 self.events.put((time, kind, job.key, job))
                 self._count_coming(job, 1)
+                if kind == RETURN and not job.parked and job.tenant in job.shared.fair.entered:
+                    self.shared[job.gate].absent.add(job.tenant)
             else:
                 self._join(job, time)
         for tenant in self.tenants.values():
@@ -146,6 +148,7 @@ class Stage(Engine):
         if not isinstance(entry, StoredJob):
             raise TypeError(f"entry: only stored jobs arrive, got {entry!r}")
         self._count_coming(entry, -1)
+        self.shared[entry.gate].absent.discard(entry.tenant)
         line = self._join(entry, time)
         if line is None:
             return

@@ -53,6 +53,16 @@ async def test_a_gate_with_slots(dsn: str) -> None:
     await same(dsn, {"a": FREE, "b": FREE}, script, gates=one(Quota(concurrency=1)))
 
 
+async def test_a_line_that_was_changed_keeps_a_gate_busy_until_then(dsn: str) -> None:
+    """Nobody else stands there when its quota is set, and what the other one had is not forgotten."""
+    script = [Op("offer", gap=MS, gate="x", tenant=tenant) for tenant in "bca"]
+    script += [Op("settle", gap=NS, pick=0), Op("set_quota", gap=NS, quota=FREE)]
+    script += [Op("offer", gap=MS, gate="x", tenant=tenant) for tenant in "ac"]
+    script += [Op("settle", gap=NS, pick=1), Op("settle", gap=NS, pick=2)]
+    found = await same(dsn, dict.fromkeys("abc", FREE), script, gates=one(Quota(concurrency=1)))
+    assert [job for _, _, job in order(found)] == [0, 1, 2, 3, 4]
+
+
 async def test_a_promise_counts_the_jobs_that_no_claim_has_loaded(dsn: str) -> None:
     """Of long lines claims load the first jobs only: all of them are work before a newcomer."""
     script = [Op("offer", gate="x", tenant=tenant) for tenant in "a" * 40 + "b" * 20]
