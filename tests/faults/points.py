@@ -40,7 +40,7 @@ OPERATIONS: tuple[tuple[type, str, str], ...] = (
 
 STATEMENTS = {
     "renew": statement("home_beat"),
-    "plain": "select * from waitline.submit_plain(",
+    "plain": "select waitline.submit_plain(",
     "ended": "select waitline.settle_plain(",
     "claimed": "select * from waitline.claim_plain(",
 }

@@ -49,7 +49,7 @@ async def same_rows(connection: asyncpg.Connection, *queries: str) -> None:
 async def same(store: VirtualStore, requests: list[Request]) -> list[Any] | None:
     """Submit to both sides, and compare answers and rows. What the plain side said."""
     async with store._connections.connection() as connection:
-        told = await plain.submit(connection, [renamed(request, "p") for request in requests])
+        told = await plain.submit(connection, [renamed(request, "p") for request in requests], {})
         transaction = connection.transaction()
         await transaction.start()
         general = await submitting.submit(connection, [renamed(request, "g") for request in requests])
@@ -130,9 +130,9 @@ async def test_whatever_is_not_plain_is_left_to_the_general_rules(dsn: str, requ
         await store.submit(Request("known", '"x"', TWO, Policy(), ONE))
         before = await store.rows("select name, waiting, work::text from waitline.tenant")
         async with store._connections.connection() as connection:
-            assert not plain.is_plain(request_) or await plain.submit(connection, [request_]) is None
+            assert not plain.is_plain(request_) or await plain.submit(connection, [request_], {}) is None
             other = Request("known", '"x"', TWO, Policy(), ONE)
-            assert not plain.is_plain(request_) or await plain.submit(connection, [request_, other]) is None
+            assert not plain.is_plain(request_) or await plain.submit(connection, [request_, other], {}) is None
         assert await store.rows("select name, waiting, work::text from waitline.tenant") == before
         assert (await store.submit(request_)).id  # and they accept it
 

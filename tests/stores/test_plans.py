@@ -185,7 +185,7 @@ async def submit_sessions(connection: asyncpg.Connection, batch: Batch) -> objec
 
 
 async def submit_plain(connection: asyncpg.Connection, batch: Batch) -> object:
-    return await plain.submit(connection, asked("blocked"))
+    return await plain.submit(connection, asked("blocked"), {})
 
 
 async def rescue(connection: asyncpg.Connection, batch: Batch) -> object:

@@ -10,8 +10,9 @@ and ends those that used what they cost, or leaves that to `settling`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from asyncpg import Connection
 
@@ -25,21 +26,18 @@ from scheduler.stores.values import Accepted, Claim, Ended, Request
 MOST = (1 << 31) - 1
 """Jobs that no line ever has."""
 
+ONE_JOB = "select waitline.submit_plain($1, $2, $3, $4, $5)"
+JOBS_AT_ONCE = "select waitline.submit_plain($1, $2, $3, $4, $5, $6)"
+
 LONGEST_PAUSE = 63
 """Claims that go the general way before one is tried in the plain way again, at most."""
 
-Bucket = tuple[str, int, int, int]
-"""A quota as it is stored, and its one bucket: units per nanosecond, per permit and when full."""
-
 
 @lru_cache(maxsize=4096)
-def _bucket(quota: Quota) -> Bucket | None:
-    """The one bucket of a quota that has nothing else."""
+def _plain(quota: Quota) -> str | None:
+    """A quota as it is stored, if it is one bucket of requests and nothing else."""
     shape = shape_of(quota)
-    only = shape.only
-    if only is None or shape.concurrency != UNLIMITED:
-        return None
-    return write_quota(quota), only.p, only.unit, only.capacity
+    return None if shape.only is None or shape.concurrency != UNLIMITED else write_quota(quota)
 
 
 def _in_order(claim: Claim) -> tuple[int, int, int]:
@@ -49,7 +47,7 @@ def _in_order(claim: Claim) -> tuple[int, int, int]:
 def is_plain(request: Request) -> bool:
     """Whether the database may judge it: one request, and nothing that few jobs want."""
     return (
-        request.cost == ONE
+        (request.cost is ONE or request.cost == ONE)
         and not request.head_start
         and request.session is None
         and request.timeout is None
@@ -59,32 +57,48 @@ def is_plain(request: Request) -> bool:
     )
 
 
-async def submit(connection: Connection, requests: Sequence[Request]) -> list[Accepted] | None:
-    """Accept all plain requests, or none and return None: then they are for the general rules to decide."""
+async def submit(
+    connection: Connection, requests: Sequence[Request], quotas: Mapping[str, Quota]
+) -> list[Accepted] | None:
+    """Accept all plain requests, or none and return None: then they are for the general rules to decide.
+
+    `quotas`: what the database had for tenants when it was last asked; who is not there has the request's.
+    """
     lines: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         lines[request.tenant].append(index)
-    buckets = [_bucket(requests[line[0]].quota) for line in lines.values()]
-    known = [bucket for bucket in buckets if bucket is not None]
-    if len(known) < len(lines):
+    known = [_plain(quotas.get(name) or requests[line[0]].quota) for name, line in lines.items()]
+    if None in known:
         return None
-    order = [index for line in lines.values() for index in line]
-    rows = await connection.fetch(
-        "select * from waitline.submit_plain($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        list(lines),
-        *zip(*known, strict=True),
-        [len(line) for line in lines.values()],
-        [requests[index].policy.max_wait_ns for index in order],
-        [min(requests[index].policy.max_queue, MOST) for index in order],
-        [requests[index].prompt for index in order],
-    )
-    if not rows:
+    if len(requests) == 1:
+        (request,) = requests
+        bounds = request.policy.max_wait_ns, min(request.policy.max_queue, MOST)
+        found = await connection.fetch(ONE_JOB, request.tenant, known[0], *bounds, request.prompt)
+    else:
+        order = [requests[index] for line in lines.values() for index in line]
+        found = await connection.fetch(
+            JOBS_AT_ONCE,
+            list(lines),
+            known,
+            [len(line) for line in lines.values()],
+            [request.policy.max_wait_ns for request in order],
+            [min(request.policy.max_queue, MOST) for request in order],
+            [request.prompt for request in order],
+        )
+    return _answers(found[0][0], lines.values())
+
+
+def _answers(told: Sequence[int] | None, lines: Iterable[Sequence[int]]) -> list[Accepted] | None:
+    """What is said of jobs, back in the order in which they came: numbers, those ahead, arrivals, starts."""
+    if told is None:
         return None
+    jobs = len(told) // 4
+    said = zip(*(told[start : start + jobs] for start in range(0, len(told), jobs)), strict=True)
     answers = {
-        index: Accepted(number, ahead, now, start, start)
-        for index, (number, ahead, now, start) in zip(order, rows, strict=True)
+        index: Accepted(number, ahead, arrival, start, start)
+        for index, (number, ahead, arrival, start) in zip(chain.from_iterable(lines), said, strict=True)
     }
-    return [answers[index] for index in range(len(requests))]
+    return [answers[index] for index in range(jobs)]
 
 
 async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool] | None:

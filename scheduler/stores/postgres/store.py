@@ -93,10 +93,11 @@ class PostgresStore(Keeping):
     async def _submit(self, requests: Sequence[Request]) -> Sequence[Answer]:
         if not self.hearing.gates and all(map(plain.is_plain, requests)):
             async with self._connections.connection() as connection:
-                answers = await plain.submit(connection, requests)
+                answers = await plain.submit(connection, requests, self.quotas)
             if answers is not None:
                 for request in requests:
-                    self.quotas.see(request.tenant, request.quota)
+                    if request.tenant not in self.quotas:
+                        self.quotas.see(request.tenant, request.quota)
                 return answers
         async with self._connections.transaction() as connection:
             news: list[News] = []
