@@ -66,8 +66,7 @@ CASES = (
             Column("batch", "batches of 1,000"),
         ),
         note="Jobs of 1,000 tenants in turn, about 100 bytes each, every tenant known. *Batches of "
-        "1,000* are one call of the library; waitline has none, and there it is 1,000 calls of "
-        "`enqueue` at once, which it coalesces. Procrastinate, SAQ and DBOS are measured with a "
-        "sixth of the jobs.",
+        "1,000* are one call of the library, for waitline `enqueue_many`, which answers each job with "
+        "its promise or refusal. Procrastinate, SAQ and DBOS are measured with a sixth of the jobs.",
     ),
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from scheduler.core.account import shape_of
@@ -11,7 +11,7 @@ from scheduler.core.quota import NS
 from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.scheduler import Scheduler
 from scheduler.stores.protocol import Store
-from scheduler.stores.values import Request, Uncounted, Unpriced
+from scheduler.stores.values import Answer, Request, Uncounted, Unpriced
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Counting(Scheduler):
         """A request that names no cost, its prompt counted unless that is needless or takes a while."""
         if counted is None and not self.estimates.takes_a_while and self._seems_metered(request):
             counted = self.estimates.count(prompt)
-        return replace(request, unpriced=Unpriced(prompt, self.estimates.knobs, counted))
+        return request._replace(unpriced=Unpriced(prompt, self.estimates.knobs, counted))
 
     def _seems_metered(self, request: Request) -> bool:
         """Whether somebody limits its tokens, as far as is known here."""
@@ -39,9 +39,9 @@ class Counting(Scheduler):
     async def _counted(self, request: Request) -> Request:
         """A request with its count, if that is needed and was not made at once."""
         unpriced = request.unpriced
-        if unpriced is None or unpriced.counted is not None or not self._seems_metered(request):
+        if unpriced is None or unpriced.counted is not None or not self.estimates.takes_a_while:
             return request
-        return await self._count_now(request)
+        return await self._count_now(request) if self._seems_metered(request) else request
 
     async def _count_now(self, request: Request) -> Request:
         """Count a request's prompt, which may take a while: that is part of its timeout."""
@@ -50,7 +50,7 @@ class Counting(Scheduler):
             raise RuntimeError("a request that names its cost needs no count")
         if not self.estimates.takes_a_while:
             counted = self.estimates.count(unpriced.prompt)
-            return replace(request, unpriced=unpriced._replace(counted=counted))
+            return request._replace(unpriced=unpriced._replace(counted=counted))
         timeout = request.timeout
         seconds = None if timeout is None else timeout / NS
         counted = await self._count_later(request.tenant, unpriced.prompt, seconds)
@@ -60,7 +60,48 @@ class Counting(Scheduler):
             timeout -= self._now() - began
             if timeout <= 0:
                 raise DeadlineExceeded(request.tenant, "timeout", seconds or 0.0)
-        return replace(request, timeout=timeout, unpriced=unpriced._replace(counted=counted))
+        return request._replace(timeout=timeout, unpriced=unpriced._replace(counted=counted))
+
+    async def _with_counts(
+        self, requests: Sequence[Request], ask: Callable[[Sequence[Request]], Awaitable[Sequence[Answer]]]
+    ) -> list[Answer]:
+        """The same for requests that are asked together. Those that cannot be counted are answered why."""
+        slow = self.estimates.takes_a_while
+        found = await self._count_some(requests, lambda request: slow and self._seems_metered(request))
+        try:
+            return await self._asked(found, ask)
+        except Uncounted:
+            return await self._asked(await self._count_some(found, lambda _: True), ask)
+
+    async def _count_some(
+        self, requests: Sequence[Request | Exception], wanted: Callable[[Request], bool]
+    ) -> list[Request | Exception]:
+        found = list(requests)
+        places = [
+            place
+            for place, request in enumerate(requests)
+            if isinstance(request, Request)
+            and request.unpriced is not None
+            and request.unpriced.counted is None
+            and wanted(request)
+        ]
+        counts = (
+            self._count_now(request) for place in places if isinstance(request := requests[place], Request)
+        )
+        for place, counted in zip(places, await asyncio.gather(*counts, return_exceptions=True), strict=True):
+            if isinstance(counted, BaseException) and not isinstance(counted, Exception):
+                raise counted
+            found[place] = counted
+        return found
+
+    async def _asked(
+        self,
+        requests: Sequence[Request | Exception],
+        ask: Callable[[Sequence[Request]], Awaitable[Sequence[Answer]]],
+    ) -> list[Answer]:
+        good = [request for request in requests if isinstance(request, Request)]
+        answers = iter(await ask(good) if good else ())
+        return [next(answers) if isinstance(request, Request) else request for request in requests]
 
     async def _with_count(self, request: Request, ask: Callable[[Request], Awaitable[T]]) -> T:
         """Ask the store for something, with a count if that is needed."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from dataclasses import replace
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +18,8 @@ from scheduler.runtime.arguments import (
 )
 from scheduler.runtime.durable_ticket import DurableTicket, error_of
 from scheduler.runtime.grant import Grant, Turn, current_turn
-from scheduler.runtime.job import Prompt
+from scheduler.runtime.job import Prompt, Ticket
+from scheduler.runtime.many import MOST_BYTES, each
 from scheduler.runtime.outage import Outage
 from scheduler.runtime.reports import Levels, levels_of
 from scheduler.runtime.requesting import Requesting
@@ -28,7 +28,7 @@ from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Quote
 from scheduler.stores.protocol import Store
 from scheduler.stores.results import load
-from scheduler.stores.values import DONE, Accepted, Holder, Request
+from scheduler.stores.values import DONE, Accepted, Answer, Holder, Request
 
 
 class DurableScheduler(Requesting):
@@ -130,10 +130,44 @@ class DurableScheduler(Requesting):
         request = self._job(tenant, prompt, **wishes, ladder=True)
         if connection is None:
             accepted = await self._accept(request)
-        else:
+            return DurableTicket(self, accepted.known(tenant), new=accepted.new)
+        (answer,) = await self._accept_in(connection, [request])
+        if isinstance(answer, Exception):
+            raise answer
+        return DurableTicket(self, answer.known(tenant), committed=False, new=answer.new)
+
+    async def enqueue_many(
+        self, jobs: Iterable[Mapping[str, Any]], *, connection: Any = None
+    ) -> list[Ticket | Exception]:
+        """See `Scheduler.enqueue_many`: one transaction for all, over in a bounded number of statements.
+
+        While it lasts nobody else decides anything about the tenants of these jobs. A call that is cancelled
+        meanwhile withdraws all of them.
+        """
+        if self.closed:
+            raise SchedulerClosed("the scheduler is closed")
+        requests = each(jobs, partial(self._job, ladder=True))
+        size = sum(len(request.prompt or "") for request in requests)
+        if size > MOST_BYTES:
+            raise ValueError(f"jobs: must have at most {MOST_BYTES} bytes in all prompts, got {size}")
+        answers = await (
+            self._with_counts(requests, self._commit_together)
+            if connection is None
+            else self._accept_in(connection, requests)
+        )
+        return [
+            answer
+            if isinstance(answer, Exception)
+            else DurableTicket(
+                self, answer.known(request.tenant), committed=connection is None, new=answer.new
+            )
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+
+    async def _accept_in(self, connection: Any, requests: Sequence[Request]) -> list[Answer]:
+        for tenant in dict.fromkeys(request.tenant for request in requests):
             await self.store.home.recorded(tenant)
-            accepted = await self._with_count(request, partial(self.store.submit_in, connection))
-        return DurableTicket(self, accepted.known(tenant), committed=connection is None, new=accepted.new)
+        return await self._with_counts(requests, partial(self.store.submit_in, connection))
 
     async def ticket(self, job: str, *, tenant: str) -> DurableTicket:
         """Find a job by its id, from any process. Raises LookupError if the tenant has no such job."""
@@ -219,7 +253,7 @@ class DurableScheduler(Requesting):
         run.calls += 1
         request = self._request(run.tenant, "message", gate=gate)
         policy = Policy() if request.policy.max_wait == 0 else request.policy
-        return replace(request, policy=policy, holder=Holder(run.sequence, run.tries, run.calls))
+        return request._replace(policy=policy, holder=Holder(run.sequence, run.tries, run.calls))
 
     # --- tenants ------------------------------------------------------------------------------------
 

@@ -13,11 +13,12 @@ from scheduler.core.policy import Overload, Policy
 from scheduler.core.quota import NS, Cost, Quota, instance, whole
 from scheduler.core.signals import News, Upstream
 from scheduler.runtime.arguments import Bounds, check_prompt, check_tenant, chooser
-from scheduler.runtime.asking import Asking, Quotas
+from scheduler.runtime.asking import Quotas
 from scheduler.runtime.clock import Clock, MonotonicClock
+from scheduler.runtime.enqueuing import Enqueuing, no_store
 from scheduler.runtime.estimates import Estimates
 from scheduler.runtime.grant import Grant, current_turn
-from scheduler.runtime.job import Handler, Job, Prompt, QueuedJob, Ticket
+from scheduler.runtime.job import Handler, Job, Prompt, Ticket
 from scheduler.runtime.values import Quote
 
 if TYPE_CHECKING:
@@ -35,13 +36,7 @@ class HasTenant(Protocol):
         """Who pays for it."""
 
 
-def _no_store(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name}: needs a store, and this scheduler has none")
-
-
-class Scheduler(Asking):
+class Scheduler(Enqueuing):
     """Gives each tenant a line and a bucket, and runs `handler` for each job when its turn has come.
 
     `quotas` and `policy`: one for everyone, a mapping by tenant, or a callable of the tenant. `gates`: None,
@@ -86,7 +81,7 @@ class Scheduler(Asking):
         listener: Callable[[News], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        _no_store(outage=outage)  # the scheduler over one has taken it already
+        no_store(outage=outage)  # the scheduler over one has taken it already
         self._policy_of = chooser("policy", policy, Policy)
         self._policy = policy if isinstance(policy, Policy) else None
         quota_of = chooser("quotas", quotas, Quota)
@@ -149,7 +144,7 @@ class Scheduler(Asking):
         """
         job = self._ask(Job, tenant, policy, cost, gate)
         if session is not None or timeout is not None or priority != 0 or key is not None:
-            _no_store(key=key)
+            no_store(key=key)
             self._refine(job, session, timeout, priority)
         if self._handler is None:
             raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
@@ -158,40 +153,6 @@ class Scheduler(Asking):
         if cost is None and self.metering and not self.reserve(job, prompt):
             return self._count_and_perform(job)
         return self.perform(job)
-
-    async def enqueue(
-        self,
-        tenant: str,
-        prompt: Prompt,
-        *,
-        session: str | None = None,
-        timeout: float | None = None,
-        policy: Policy | None = None,
-        priority: float = 0,
-        cost: Cost | None = None,
-        gate: str | None = None,
-        key: str | None = None,
-        connection: Any = None,
-    ) -> Ticket:
-        """Like `submit`, but return a `Ticket` at once; the handler runs in the scheduler's task group.
-
-        `connection`: over a PostgreSQL store, one with a transaction of your own that the job is part of.
-        """
-        _no_store(key=key, connection=connection)
-        job = self._ask(QueuedJob, tenant, policy, cost, gate)
-        self._refine(job, session, timeout, priority)
-        if self._handler is None:
-            raise TypeError("handler: submit and enqueue need a scheduler with one, got None")
-        check_prompt(prompt, self._bounds.max_prompt_bytes)
-        job.prompt, job.timeout = prompt, timeout
-        if cost is None and self.metering and not self.reserve(job, prompt):
-            await self.count(job, prompt)
-        job.ticket = ticket = Ticket(job)
-        self.offer(job)
-        if job.state is RUNNING:
-            self.resuming += 1
-            self.start(ticket)
-        return ticket
 
     async def ticket(self, job: str, *, tenant: str) -> Ticket:
         """Find a job of a store by its id, from any process. Raises ValueError without a store."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from scheduler.core.policy import Reason
@@ -16,7 +17,7 @@ from scheduler.runtime.reports import statistics_of
 from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Statistics
 from scheduler.runtime.watch import LONGEST_PAUSE, Fallen, Watch
-from scheduler.stores.values import Accepted, Request, Unreached
+from scheduler.stores.values import Accepted, Answer, Request, Unreached
 
 T = TypeVar("T")
 
@@ -82,19 +83,33 @@ class Watching(Admission):
         return await self._with_count(request, self._commit)
 
     async def _commit(self, request: Request) -> Accepted:
-        """Have a job committed.
+        try:
+            return await self._ask_once([request], partial(self.store.submit, request))
+        except Fallen:
+            raise self.watch.refusal(request) from None
+
+    async def _commit_together(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """Have jobs committed in one transaction. An answer each: the refused ones, why."""
+        try:
+            return await self._ask_once(requests, partial(self.store.submit_together, requests))
+        except Fallen:
+            return [self.watch.refusal(request) for request in requests]
+
+    async def _ask_once(self, requests: Sequence[Request], ask: Callable[[], Awaitable[T]]) -> T:
+        """Have jobs committed. Raises `Fallen` if they are not, since the store is down.
 
         One without a key is not submitted twice. So where the answer is lost, nobody knows whether it was
         accepted, and its caller gets the connection's error instead of a refusal.
         """
         asked = False
 
-        async def submit() -> Accepted:
+        async def submit() -> T:
             nonlocal asked
-            await self._recorded(request.tenant)
-            asked = request.key is None
+            for tenant in dict.fromkeys(request.tenant for request in requests):
+                await self._recorded(tenant)
+            asked = any(request.key is None for request in requests)
             try:
-                return await self.store.submit(request)
+                return await ask()
             except Unreached:
                 asked = False
                 raise
@@ -106,7 +121,7 @@ class Watching(Admission):
                 raise ConnectionError(
                     "the store did not answer: whether it has the job is not known"
                 ) from None
-            raise self.watch.refusal(request) from None
+            raise
 
     async def _ask_or(
         self,

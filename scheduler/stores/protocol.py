@@ -13,7 +13,17 @@ from scheduler.core.gate import Gate
 from scheduler.core.policy import Outlook, Overload
 from scheduler.core.quota import Quota, Usage
 from scheduler.core.signals import News, Upstream
-from scheduler.stores.values import Accepted, Debt, Grown, Heard, Known, Outcome, Place, Request
+from scheduler.stores.values import (
+    Accepted,
+    Answer,
+    Debt,
+    Grown,
+    Heard,
+    Known,
+    Outcome,
+    Place,
+    Request,
+)
 
 
 class Callers(Protocol):
@@ -82,7 +92,9 @@ class Store(Protocol):
 
     async def submit(self, request: Request) -> Accepted: ...
 
-    async def submit_in(self, connection: Any, request: Request) -> Accepted: ...
+    async def submit_together(self, requests: Sequence[Request]) -> Sequence[Answer]: ...
+
+    async def submit_in(self, connection: Any, requests: Sequence[Request]) -> Sequence[Answer]: ...
 
     def cancel_soon(self, job: int, tenant: str) -> None: ...
 

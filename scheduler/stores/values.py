@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -47,8 +47,7 @@ class Unpriced(NamedTuple):
     counted: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A job to be accepted. `prompt` is JSON, `quota` for a tenant that was never seen; times are ns.
 
     `home`: the process of a caller that runs its own work and has no prompt; it waits for `lease` nanoseconds
@@ -72,7 +71,10 @@ class Request:
     holder: Holder | None = None
     gate: str | None = None
     most_deferred: int = 0
-    unpriced: Unpriced | None = field(default=None, compare=False, repr=False)
+    unpriced: Unpriced | None = None
+
+    def __repr__(self) -> str:
+        return f"<Request of {self.tenant!r}>"  # no prompt and no key
 
     def digest(self) -> bytes | None:
         """What tells another prompt under the same key."""
@@ -109,6 +111,10 @@ class Accepted(NamedTuple):
     def known(self, tenant: str) -> Known:
         """What its caller knows of it."""
         return Known(self.id, tenant, WAITING, self.position, self.arrival, self.promised, self.expected)
+
+
+Answer = Accepted | Exception
+"""What is said to a request: the exception is why it was refused."""
 
 
 class Known(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from scheduler.core.policy import Overload
 from scheduler.core.quota import ONE
@@ -47,10 +47,10 @@ class WithCallers(Stored):
         if op.kind == "chain":
             run = self.holders[len(self.ids)]
             holder = Holder(self.running[run].id, self.running[run].tries, self.calls[run])
-            return replace(found, prompt=None, home=HOME, lease=LEASE, holder=holder)
+            return found._replace(prompt=None, home=HOME, lease=LEASE, holder=holder)
         if not self.is_caller(len(self.ids)):
             return found
-        return replace(found, prompt=None, home=HOME, lease=LEASE)
+        return found._replace(prompt=None, home=HOME, lease=LEASE)
 
     async def claims(self) -> Sequence[Claimed | None]:
         self.turns += 1

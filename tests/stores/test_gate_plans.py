@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -148,12 +147,12 @@ async def home_due(connection: asyncpg.Connection, batch: Batch) -> object:
 
 async def submit(connection: asyncpg.Connection, batch: Batch) -> object:
     """Of a tenant that waits already, and of new ones."""
-    requests = [replace(request, gate="m") for tenant in ("long", "acme", "new") for request in asked(tenant)]
+    requests = [request._replace(gate="m") for tenant in ("long", "acme", "new") for request in asked(tenant)]
     return await submitting.submit(connection, requests)
 
 
 async def submit_strict(connection: asyncpg.Connection, batch: Batch) -> object:
-    requests = [replace(request, gate="m", policy=Policy.strict()) for request in asked("waits-1")]
+    requests = [request._replace(gate="m", policy=Policy.strict()) for request in asked("waits-1")]
     return await submitting.submit(connection, requests)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable
 from contextlib import suppress
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -83,16 +82,16 @@ def asked(draw: random.Random, name: str, quota: Quota, odd: float) -> Request:
     """A job as most are, or with something that few have."""
     request = Request(name, '"x"', quota, Policy(max_wait=None), ONE)
     if draw.random() < 0.2:
-        request = replace(request, session=draw.choice("ab"))
+        request = request._replace(session=draw.choice("ab"))
     if draw.random() < 0.2:
-        request = replace(request, timeout=draw.choice([NS // 3, 2 * NS, 100 * NS]))
+        request = request._replace(timeout=draw.choice([NS // 3, 2 * NS, 100 * NS]))
     if draw.random() < odd:
         request = draw.choice(
             [
-                replace(request, head_start=draw.choice([1, NS])),
-                replace(request, cost=Cost(draw.choice([0, 2]), 5, 5)),
-                replace(request, session=None, prompt=None, home="here", lease=NS),
-                replace(request, session=None, prompt=None, home="there", lease=3 * NS),
+                request._replace(head_start=draw.choice([1, NS])),
+                request._replace(cost=Cost(draw.choice([0, 2]), 5, 5)),
+                request._replace(session=None, prompt=None, home="here", lease=NS),
+                request._replace(session=None, prompt=None, home="there", lease=3 * NS),
             ]
         )
     return request

@@ -54,7 +54,9 @@ class Waitline(Subject):
         await self.scheduler.enqueue(self.load.tenant(number), f"{number} {TEXT}")
 
     async def batch(self, numbers: Sequence[int]) -> None:
-        await asyncio.gather(*map(self.enqueue, numbers))
+        await self.scheduler.enqueue_many(
+            {"tenant": self.load.tenant(number), "prompt": f"{number} {TEXT}"} for number in numbers
+        )
 
     async def life(self, number: int) -> Any:
         return await self.scheduler.submit(self.load.tenant(number), f"{number} {TEXT}")

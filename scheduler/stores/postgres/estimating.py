@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from asyncpg import Connection
@@ -70,14 +69,14 @@ def _priced(
     if unpriced is None:
         return request
     if not _is_estimated(request, state, gate):
-        return replace(request, unpriced=None)
+        return request._replace(unpriced=None)
     if unpriced.counted is None:
         return Uncounted()
     place = name_of(gate)
     learned = known.get((request.tenant, place)) or known.get((EVERYBODY, place))
     cost = learning.estimate(unpriced.counted, learned, unpriced.knobs)
     shared = None if gate is None else gate.shape
-    return replace(request, cost=learning.within(cost, unpriced.counted, state.shape, shared))
+    return request._replace(cost=learning.within(cost, unpriced.counted, state.shape, shared))
 
 
 def counted_of(unpriced: Unpriced | None) -> int | None:

@@ -11,7 +11,6 @@ import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -84,7 +83,7 @@ class Home(Leaving):
 
     async def join(self, request: Request, told: asyncio.Future[None]) -> Place:
         """Stand in line, or raise the reason for which that was refused. `told` hears of the grant."""
-        request = replace(request, prompt=None, home=self.name, lease=self._lease_ns)
+        request = request._replace(prompt=None, home=self.name, lease=self._lease_ns)
         self._closed = False  # or there would be no group
         answer = await self._joins.do((request, told), self._store.group)
         if isinstance(answer, Exception):

@@ -24,11 +24,10 @@ from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.reaching import read_overload
 from scheduler.stores.postgres.settlement import Settlement
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import FAR, Accepted, Request
+from scheduler.stores.values import FAR, Accepted, Answer, Request
 
 _key = attrgetter("key")
 
-Answer = Accepted | Exception
 Saved = tuple[Request, StoredJob, bool]
 """A job that was accepted, and whether it stands outside its line behind another one of its session."""
 

@@ -8,40 +8,26 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any
 
-from asyncpg import Connection
-
 from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
 from scheduler.core.quota import NS, Quota, instance, positive, whole
-from scheduler.core.signals import News
-from scheduler.stores.postgres import (
-    claiming,
-    gates,
-    gating,
-    ladders,
-    plain,
-    quoting,
-    rows,
-    settling,
-    submitting,
-)
+from scheduler.stores.postgres import claiming, gates, gating, ladders, plain, quoting, rows, settling
+from scheduler.stores.postgres.accepting import Accepting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, patiently
 from scheduler.stores.postgres.hearing import Hearing
-from scheduler.stores.postgres.judging import Answer
-from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.returning import Returning
 from scheduler.stores.postgres.settlement import Ending
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Accepted, Claim, Known, Outcome, Request
+from scheduler.stores.values import Claim, Known, Outcome, Request
 
 BATCH = 1000
 """Jobs in one transaction."""
 
 
-class PostgresStore(Keeping):
+class PostgresStore(Accepting):
     """Keeps tenants, lines and results in the database at `dsn`.
 
     `lease`: seconds after which a job is taken from a worker that does not renew it. `keep`: seconds for
@@ -66,7 +52,6 @@ class PostgresStore(Keeping):
         opened = Connections(instance("dsn", dsn, str), whole("connections", connections, 1))
         super().__init__(opened, migrate, keep, keep_sessions)
         self.lease_ns = int(positive("lease", lease) * NS)
-        self._submits: Batches[Request, Answer] = Batches(self._submit, BATCH, self._unwanted)
         self._endings: Batches[Ending, bool] = Batches(self.record, BATCH)
         self._claims = plain.Guess()
         self._results = Results(self._connections)
@@ -78,41 +63,6 @@ class PostgresStore(Keeping):
         self.on_session: list[Callable[[str | None], None]] = []
 
     # --- jobs -----------------------------------------------------------------------------------------------
-
-    async def submit(self, request: Request) -> Accepted:
-        """Commit a job, or raise the reason for which it was refused."""
-        answer = await self._submits.do(request, self.group)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def _unwanted(self, request: Request, answer: Answer) -> None:
-        if isinstance(answer, Accepted) and answer.new:
-            self.cancel_soon(answer.id, request.tenant)
-
-    async def _submit(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        if not self.hearing.gates and all(map(plain.is_plain, requests)):
-            async with self._connections.connection() as connection:
-                answers = await plain.submit(connection, requests, self.quotas)
-            if answers is not None:
-                for request in requests:
-                    if request.tenant not in self.quotas:
-                        self.quotas.see(request.tenant, request.quota)
-                return answers
-        async with self._connections.transaction() as connection:
-            news: list[News] = []
-            found = await submitting.submit(connection, requests, self.quotas, news)
-        self.hearing.publish(news)
-        return found
-
-    async def submit_in(self, connection: Connection, request: Request) -> Accepted:
-        """Accept a job in the caller's own transaction, on whose commit it becomes real."""
-        news: list[News] = []
-        (answer,) = await submitting.submit(connection, [request], None, news)
-        self.hearing.publish(news)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     async def claim(self, worker: str, slots: int) -> Claimed | None:
         """Grant at most `slots` jobs to a worker; None if nothing was due."""
@@ -176,15 +126,6 @@ class PostgresStore(Keeping):
         async with self._connections.transaction() as connection:
             rescued = await settling.rescue(connection, self.about(), max_attempts, most)
         return rescued + await self.hearing.look_at_ladders()
-
-    async def cancel(self, job: int, tenant: str) -> int | None:
-        """Cancel a waiting job, or have a running one stopped: its state before, None if it is over."""
-        async with self._connections.transaction() as connection:
-            return await settling.stop(connection, job, tenant)
-
-    def cancel_soon(self, job: int, tenant: str) -> None:
-        """Cancel a job for a caller that cannot wait, as soon as the database can be reached."""
-        self.group.create_task(patiently(partial(self.cancel, job, tenant)))
 
     async def next(self) -> tuple[int | None, int | None]:
         """When the next job is due, and when the next lease or deadline ends, by the database's clock."""

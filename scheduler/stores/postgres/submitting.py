@@ -9,10 +9,10 @@ from asyncpg import Connection
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import News
 from scheduler.stores.postgres import estimating
-from scheduler.stores.postgres.judging import Answer, Batch, gate_for
+from scheduler.stores.postgres.judging import Batch, gate_for
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.opened import Quotas
-from scheduler.stores.values import Request, Uncounted
+from scheduler.stores.values import Answer, Request, Uncounted
 
 
 def _gate_or_none(gates: Mapping[str, SharedGate], name: str | None) -> SharedGate | None:
@@ -28,10 +28,13 @@ async def submit(
     requests: Sequence[Request],
     quotas: Quotas | None = None,
     news: list[News] | None = None,
+    *,
+    together: bool = False,
 ) -> list[Answer]:
     """Judge requests in the order in which they came. Refused ones are answered with their exception.
 
-    `quotas`: where to note what the tenants' are. `news`: where to note what their ladders did.
+    `quotas`: where to note what the tenants' are. `news`: where to note what their ladders did. `together`:
+    raise `Uncounted` before any is judged, if any would be answered with it.
     """
     locked = await Locked.made(connection, {request.tenant: request.quota for request in requests})
     if quotas is not None:
@@ -40,6 +43,8 @@ async def submit(
     asked = await estimating.priced(
         connection, [(r, locked.states[r.tenant], _gate_or_none(locked.gates, r.gate)) for r in requests]
     )
+    if together and any(isinstance(each, Uncounted) for each in asked):
+        raise Uncounted
     batch = Batch(connection, [request for request in asked if isinstance(request, Request)], locked)
     judged = iter(await batch.judge())
     if news is not None:
