@@ -130,8 +130,8 @@ class SharedGate(Gate):
             self.crowd += state.shape.share
         line.waiting += 1
         if first:
+            self.coming += line.due is None or line.due > now  # once, however many join together
             line.due_by(now)
-            self.coming += 1
 
     def leave(self, state: TenantState) -> None:
         """A job belongs to the tenant's line no more."""
