@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -122,9 +122,9 @@ async def same(
 keys = st.sampled_from([None, None, "k", "l"])
 
 
-def burst(**fixed: object) -> st.SearchStrategy[list[Job]]:
+def burst(**fixed: Any) -> st.SearchStrategy[list[Job]]:
     """Up to eight jobs at one instant, some of them under keys that others have used."""
-    drawn = {"policy": bounds, "timeout": timeouts, **fixed, "gap": 0}
+    drawn: dict[str, Any] = {"policy": bounds, "timeout": timeouts, **fixed, "gap": 0}
     one = st.builds(Job, ops(["offer"], tenants=2, **drawn), keys, st.sampled_from(['"…"', '"…"', '"other"']))
     return st.tuples(gaps, st.lists(one, min_size=1, max_size=8)).map(
         lambda drawn: [drawn[1][0]._replace(op=drawn[1][0].op._replace(gap=drawn[0])), *drawn[1][1:]]

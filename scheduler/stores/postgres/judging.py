@@ -208,7 +208,9 @@ class Batch:
         start = found.promised, found.expected
         accepted = Accepted(job.sequence, found.position, now, *start, job.expires or 0, cost=cost)
         if request.key is not None and digest is not None:
-            again = Accepted(job.sequence, 0, now, found.promised, found.promised, job.expires or 0, new=False)
+            again = Accepted(
+                job.sequence, 0, now, found.promised, found.promised, job.expires or 0, new=False
+            )
             self._keys[request.tenant, request.key] = digest, again  # as its row will say
         return accepted
 
