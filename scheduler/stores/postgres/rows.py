@@ -12,7 +12,7 @@ from asyncpg import Record
 
 from scheduler.core.account import Shape, shape_of
 from scheduler.core.policy import Policy, Rung
-from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Quota, Rate, exact
+from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Number, Quota, Rate, exact
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Upstream
 from scheduler.core.stored import Kept, LineState, StoredJob, TenantState
@@ -39,17 +39,24 @@ def read_quota(text: str) -> Quota:
     """The quota that `write_quota` wrote."""
     spelled = json.loads(text)
     rates = {
-        name: Rate(Fraction(spelled[name][0]), per=Fraction(spelled[name][1]), burst=spelled[name][2])
+        name: Rate(_number(spelled[name][0]), per=_number(spelled[name][1]), burst=spelled[name][2])
         for name in DIMENSIONS
         if name in spelled
     }
-    weight = Fraction(spelled.get("weight", "1"))
+    weight = _number(spelled.get("weight", "1"))
     return Quota(
         rates.pop("requests", None),
         **rates,
         concurrency=spelled.get("concurrency"),
         weight=weight,  # type: ignore[arg-type]
     )
+
+
+def _number(text: str) -> Number:
+    """A number as somebody gives it, if it can be given so: fractions take long to compare with others."""
+    number = Fraction(text)
+    plain = number.numerator if number.denominator == 1 else float(number)
+    return plain if exact("", plain) == number else number
 
 
 @lru_cache(maxsize=4096)
