@@ -114,7 +114,7 @@ def chooser(name: str, given: Any, kind: type[T]) -> Callable[[str], T]:
             found = given[tenant]
         except KeyError:
             raise ValueError(f"tenant: no entry in {name} for {tenant!r}") from None
-        return instance(f"{name}[{tenant!r}]", found, kind)
+        return found if isinstance(found, kind) else instance(f"{name}[{tenant!r}]", found, kind)
 
     def ask(tenant: str) -> T:
         return instance(f"{name}({tenant!r})", given(tenant), kind)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from scheduler.core.account import shape_of
-from scheduler.core.quota import NS
+from scheduler.core.quota import NS, Quota
 from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.scheduler import Scheduler
 from scheduler.stores.protocol import Store
 from scheduler.stores.values import Answer, Request, Uncounted, Unpriced
-
-T = TypeVar("T")
 
 
 class Counting(Scheduler):
@@ -26,15 +24,25 @@ class Counting(Scheduler):
 
     def _unpriced(self, request: Request, prompt: Any, counted: int | None = None) -> Request:
         """A request that names no cost, its prompt counted unless that is needless or takes a while."""
-        if counted is None and not self.estimates.takes_a_while and self._seems_metered(request):
-            counted = self.estimates.count(prompt)
-        return request._replace(unpriced=Unpriced(prompt, self.estimates.knobs, counted))
+        if counted is None:
+            unpriced = self._uncounted(prompt, request.tenant, request.quota, request.gate)
+        else:
+            unpriced = Unpriced(prompt, self.estimates.knobs, counted)
+        return request._replace(unpriced=unpriced)
+
+    def _uncounted(self, prompt: Any, tenant: str, quota: Quota, gate: str | None) -> Unpriced:
+        wanted = not self.estimates.takes_a_while and self._is_metered(tenant, quota, gate)
+        return Unpriced(prompt, self.estimates.knobs, self.estimates.count(prompt) if wanted else None)
 
     def _seems_metered(self, request: Request) -> bool:
-        """Whether somebody limits its tokens, as far as is known here."""
-        quota = self.store.last_quota(request.tenant) or request.quota
-        gate = None if request.gate is None else self.store.hearing.gates.get(request.gate)
-        return shape_of(quota).metered or (gate is not None and gate.shape.metered)
+        return self._is_metered(request.tenant, request.quota, request.gate)
+
+    def _is_metered(self, tenant: str, quota: Quota, gate: str | None) -> bool:
+        """Whether somebody limits a tenant's tokens, as far as is known here; `quota`: its first one."""
+        if shape_of(self.store.last_quota(tenant) or quota).metered:
+            return True
+        known = None if gate is None else self.store.hearing.gates.get(gate)
+        return known is not None and known.shape.metered
 
     async def _counted(self, request: Request) -> Request:
         """A request with its count, if that is needed and was not made at once."""
@@ -102,11 +110,3 @@ class Counting(Scheduler):
         good = [request for request in requests if isinstance(request, Request)]
         answers = iter(await ask(good) if good else ())
         return [next(answers) if isinstance(request, Request) else request for request in requests]
-
-    async def _with_count(self, request: Request, ask: Callable[[Request], Awaitable[T]]) -> T:
-        """Ask the store for something, with a count if that is needed."""
-        request = await self._counted(request)
-        try:
-            return await ask(request)
-        except Uncounted:
-            return await ask(await self._count_now(request))

@@ -88,7 +88,7 @@ class DurableScheduler(Requesting):
         at most one job of the tenant is ever accepted under it; a second call gets the first one's result.
         Raises `JobFailed` where a handler's exception would reach the caller in process.
         """
-        return self._submit(self._job(tenant, prompt, **wishes, ladder=True), wishes.get("timeout"))
+        return self._submit(self._job(tenant, prompt, **wishes), wishes.get("timeout"))
 
     async def _submit(self, request: Request, timeout: float | None) -> Any:
         if self.closed:
@@ -127,7 +127,7 @@ class DurableScheduler(Requesting):
         """
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        request = self._job(tenant, prompt, **wishes, ladder=True)
+        request = self._job(tenant, prompt, **wishes)
         if connection is None:
             accepted = await self._accept(request)
             return DurableTicket(self, accepted.known(tenant), new=accepted.new)
@@ -146,7 +146,7 @@ class DurableScheduler(Requesting):
         """
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        requests = each(jobs, partial(self._job, ladder=True))
+        requests = each(jobs, self._job)
         size = sum(len(request.prompt or "") for request in requests)
         if size > MOST_BYTES:
             raise ValueError(f"jobs: must have at most {MOST_BYTES} bytes in all prompts, got {size}")

@@ -24,9 +24,9 @@ from scheduler.stores.values import Request
 class Requesting(Gated):
     """Makes requests of arguments."""
 
-    def _job(self, tenant: str, prompt: Prompt, *, cost: Cost | None = None, **wishes: Any) -> Request:
-        request = self._request(tenant, prompt, cost=cost, **wishes)
-        return self._unpriced(request, prompt) if cost is None else request
+    def _job(self, tenant: str, prompt: Prompt, **wishes: Any) -> Request:
+        """The request of a job: it may have a ladder, and is charged an estimate if it names no cost."""
+        return self._request(tenant, prompt, **wishes, job=True)
 
     def _request(
         self,
@@ -40,23 +40,25 @@ class Requesting(Gated):
         cost: Cost | None = None,
         gate: str | None = None,
         key: str | None = None,
-        ladder: bool = False,
+        job: bool = False,
     ) -> Request:
         check_tenant(tenant)
         check_prompt(prompt, self._bounds.max_prompt_bytes)
         policy = self._policy_of(tenant) if policy is None else instance("policy", policy, Policy)
         if policy.ladder:
-            policy = self._with_ladder(policy) if ladder else replace(policy, ladder=())
+            policy = self._with_ladder(policy) if job else replace(policy, ladder=())
+        quota, gate = self.engine.quota_of(tenant), self._gate_for(gate)
         return Request(
             tenant=tenant,
             prompt=json.dumps(prompt),
-            quota=self.engine.quota_of(tenant),
+            quota=quota,
             policy=policy,
             cost=ONE if cost is None else instance("cost", cost, Cost),
             head_start=check_priority(priority, self._bounds.max_head_start) if priority else 0,
             session=None if session is None else check_session(session),
             timeout=None if timeout is None else check_timeout(timeout),
             key=None if key is None else check_key(key),
-            gate=self._gate_for(gate),
+            gate=gate,
             most_deferred=self.engine.max_deferred,
+            unpriced=self._uncounted(prompt, tenant, quota, gate) if job and cost is None else None,
         )

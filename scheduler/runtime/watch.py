@@ -89,7 +89,8 @@ class Watch:
     async def attempt(self, work: Callable[[], Awaitable[T]], again: Callable[[], bool] = lambda: True) -> T:
         """Ask the store for something, again while it is out of reach. Raises `Fallen` when it is down.
 
-        `again`: whether that may be asked twice; if not, what it raised is raised.
+        `again`: whether that may be asked twice. If not, what it raised is raised, or ConnectionError if it
+        was not answered.
         """
         loop = asyncio.get_running_loop()
         by = loop.time() + self.outage.patience
@@ -99,16 +100,33 @@ class Watch:
         try:
             async with bound:
                 self._asking[bound] = by
-                try:
-                    return await self._repeat(work, again, by)
-                finally:
-                    self._asking.pop(bound, None)
+                while not self.is_down:
+                    try:
+                        return await work()
+                    except SchedulerError:
+                        raise
+                    except self._store.lost:
+                        self.suspect(by)
+                        if not again():
+                            raise
+                    await self._before_another(by)
         except TimeoutError:
             if not bound.expired():
                 raise
             if self._group is None:
                 raise SchedulerClosed("the scheduler was closed while the call waited") from None
-            raise Fallen from None
+            if not again():
+                raise ConnectionError("the store did not answer: what it did is not known") from None
+        finally:
+            self._asking.pop(bound, None)
+        raise Fallen
+
+    async def _before_another(self, by: float) -> None:
+        if asyncio.get_running_loop().time() >= by:
+            self._fall()  # it answers, and does nothing that it is asked for
+        else:
+            await self._verdict.wait()
+            await asyncio.sleep(FIRST_PAUSE)
 
     def _unanswered(self) -> None:
         """Suspect a store that does not answer at all, while there is time left to make sure.
@@ -124,24 +142,6 @@ class Watch:
             self.suspect(oldest)
             early = loop.time() + self.outage.patience / 2
         self._alarm = loop.call_at(early, self._unanswered)
-
-    async def _repeat(self, work: Callable[[], Awaitable[T]], again: Callable[[], bool], by: float) -> T:
-        loop = asyncio.get_running_loop()
-        while not self.is_down:
-            try:
-                return await work()
-            except SchedulerError:
-                raise
-            except self._store.lost:
-                self.suspect(by)
-                if not again():
-                    raise
-            if loop.time() >= by:
-                self._fall()  # it answers, and does nothing that it is asked for
-            else:
-                await self._verdict.wait()
-                await asyncio.sleep(FIRST_PAUSE)
-        raise Fallen
 
     async def turn(self, told: asyncio.Future[None]) -> None:
         """Wait for a grant of the store. Raises `Fallen` when that goes down."""

@@ -17,7 +17,7 @@ from scheduler.runtime.reports import statistics_of
 from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Statistics
 from scheduler.runtime.watch import LONGEST_PAUSE, Fallen, Watch
-from scheduler.stores.values import Accepted, Answer, Request, Unreached
+from scheduler.stores.values import Accepted, Answer, Request, Uncounted, Unreached
 
 T = TypeVar("T")
 
@@ -80,13 +80,14 @@ class Watching(Admission):
 
     async def _accept(self, request: Request) -> Accepted:
         """Have a job committed, or raise why it is not."""
-        return await self._with_count(request, self._commit)
-
-    async def _commit(self, request: Request) -> Accepted:
-        try:
-            return await self._ask_once([request], partial(self.store.submit, request))
-        except Fallen:
-            raise self.watch.refusal(request) from None
+        request = await self._counted(request)
+        while True:
+            try:
+                return await self._ask_once([request], partial(self.store.submit, request))
+            except Uncounted:
+                request = await self._count_now(request)
+            except Fallen:
+                raise self.watch.refusal(request) from None
 
     async def _commit_together(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Have jobs committed in one transaction. An answer each: the refused ones, why."""
@@ -95,7 +96,7 @@ class Watching(Admission):
         except Fallen:
             return [self.watch.refusal(request) for request in requests]
 
-    async def _ask_once(self, requests: Sequence[Request], ask: Callable[[], Awaitable[T]]) -> T:
+    def _ask_once(self, requests: Sequence[Request], ask: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Have jobs committed. Raises `Fallen` if they are not, since the store is down.
 
         One without a key is not submitted twice. So where the answer is lost, nobody knows whether it was
@@ -114,14 +115,7 @@ class Watching(Admission):
                 asked = False
                 raise
 
-        try:
-            return await self.watch.attempt(submit, lambda: not asked)
-        except Fallen:
-            if asked:
-                raise ConnectionError(
-                    "the store did not answer: whether it has the job is not known"
-                ) from None
-            raise
+        return self.watch.attempt(submit, lambda: not asked)
 
     async def _ask_or(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.values import Accepted, Answer, Request
 
-BATCH = 1000
-"""Jobs in one transaction."""
+BATCH = 250
+"""Jobs in one transaction: so few that the database works on some while their callers make the next ones."""
 
 
 class Accepting(Keeping):
@@ -27,17 +27,14 @@ class Accepting(Keeping):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._submits: Batches[Request, Answer] = Batches(self._submit, BATCH, self._unwanted)
+        self._submits: Batches[Request, Accepted] = Batches(self._submit, BATCH, self._unwanted)
         self._together: Batches[Sequence[Request], Sequence[Answer]] = Batches(
             self._submit_together, 1, self._all_unwanted
         )
 
-    async def submit(self, request: Request) -> Accepted:
-        """Commit a job, or raise the reason for which it was refused."""
-        answer = await self._submits.do(request, self.group)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def submit(self, request: Request) -> Coroutine[Any, Any, Accepted]:
+        """``await store.submit(request)``: commit a job, or raise the reason for which it was refused."""
+        return self._submits.do(request, self.group)
 
     async def submit_together(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Commit jobs in one transaction; those that are refused are answered with the reason.

@@ -19,7 +19,7 @@ class Batches(Generic[Item, Answer]):
 
     def __init__(
         self,
-        work: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
+        work: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
         most: int,
         unwanted: Callable[[Item, Answer], None] | None = None,
     ) -> None:
@@ -70,9 +70,10 @@ class Batches(Generic[Item, Answer]):
                     future.set_exception(error)
             return
         for (item, future), answer in zip(batch, answers, strict=True):
-            if future.done():
+            if isinstance(answer, Exception):
+                if not future.done():
+                    future.set_exception(answer)
+            elif future.done():
                 self._forgo(item, answer)
-            elif isinstance(answer, Exception):
-                future.set_exception(answer)
             else:
                 future.set_result(answer)

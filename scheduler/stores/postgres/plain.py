@@ -9,10 +9,10 @@ and ends those that used what they cost, or leaves that to `settling`.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from typing import Any
 
 from asyncpg import Connection
 
@@ -64,41 +64,34 @@ async def submit(
 
     `quotas`: what the database had for tenants when it was last asked; who is not there has the request's.
     """
-    lines: dict[str, list[int]] = defaultdict(list)
-    for index, request in enumerate(requests):
-        lines[request.tenant].append(index)
-    known = [_plain(quotas.get(name) or requests[line[0]].quota) for name, line in lines.items()]
+    given = {request.tenant: request.quota for request in reversed(requests)}
+    names = sorted(given)
+    known = [_plain(quotas.get(name) or given[name]) for name in names]
     if None in known:
         return None
-    if len(requests) == 1:
-        (request,) = requests
-        bounds = request.policy.max_wait_ns, min(request.policy.max_queue, MOST)
-        found = await connection.fetch(ONE_JOB, request.tenant, known[0], *bounds, request.prompt)
+    order = sorted(range(len(requests)), key=lambda index: requests[index].tenant)
+    waits = [requests[index].policy.max_wait_ns for index in order]
+    queues = [min(requests[index].policy.max_queue, MOST) for index in order]
+    prompts = [requests[index].prompt for index in order]
+    if len(order) == 1:
+        found = await connection.fetch(ONE_JOB, names[0], known[0], waits[0], queues[0], prompts[0])
     else:
-        order = [requests[index] for line in lines.values() for index in line]
-        found = await connection.fetch(
-            JOBS_AT_ONCE,
-            list(lines),
-            known,
-            [len(line) for line in lines.values()],
-            [request.policy.max_wait_ns for request in order],
-            [min(request.policy.max_queue, MOST) for request in order],
-            [request.prompt for request in order],
-        )
-    return _answers(found[0][0], lines.values())
+        lines = Counter(request.tenant for request in requests)
+        jobs = [lines[name] for name in names]
+        found = await connection.fetch(JOBS_AT_ONCE, names, known, jobs, waits, queues, prompts)
+    return _answers(found[0][0], order)
 
 
-def _answers(told: Sequence[int] | None, lines: Iterable[Sequence[int]]) -> list[Accepted] | None:
-    """What is said of jobs, back in the order in which they came: numbers, those ahead, arrivals, starts."""
+def _answers(told: Sequence[int] | None, order: Sequence[int]) -> list[Accepted] | None:
+    """What was said of jobs in another order: their numbers, those ahead, arrivals, starts."""
     if told is None:
         return None
-    jobs = len(told) // 4
-    said = zip(*(told[start : start + jobs] for start in range(0, len(told), jobs)), strict=True)
-    answers = {
-        index: Accepted(number, ahead, arrival, start, start)
-        for index, (number, ahead, arrival, start) in zip(chain.from_iterable(lines), said, strict=True)
-    }
-    return [answers[index] for index in range(jobs)]
+    jobs = len(order)
+    answers: list[Any] = [None] * jobs
+    said = (told[begin : begin + jobs] for begin in range(0, 4 * jobs, jobs))
+    for index, number, ahead, arrival, start in zip(order, *said, strict=True):
+        answers[index] = Accepted(number, ahead, arrival, start, start)
+    return answers
 
 
 async def settle(connection: Connection, endings: Sequence[Ending]) -> list[bool] | None:
