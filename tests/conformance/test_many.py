@@ -26,7 +26,11 @@ pytestmark = pytest.mark.timeout(90)
 fewer = settings(few, max_examples=12)
 """Each is played twice."""
 
-TENANTS = "select name, zeros::text, work::text, running, waiting, due, as_of, echo from waitline.tenant"
+TENANTS = """
+    select name, zeros::text, work::text, running, waiting, due, as_of, echo,
+        case when waiting > 0 then tightest end
+    from waitline.tenant
+"""
 LINES = """
     select gate, tenant, waiting, due, start, front is null, calls, finish, period, entered, step
     from waitline.line

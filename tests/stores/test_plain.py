@@ -23,7 +23,8 @@ RATES = (
 )
 
 ROWS = """
-    select substr(name, 2), zeros::text, work::text, running, waiting, due, as_of
+    select substr(name, 2), zeros::text, work::text, running, waiting, due, as_of,
+        case when waiting > 0 then tightest end
     from waitline.tenant where name like $1 order by name
 """
 JOBS = """

@@ -24,6 +24,8 @@ declare
     aheads bigint[];
     arrivals bigint[];
     starts bigint[];
+    tight bigint;
+    tights bigint[];
     sooner boolean := false;
 begin
     perform from waitline.tenant where name = any(names) order by name for update;
@@ -41,6 +43,7 @@ begin
         unit := t.shape[2];
         arrived := greatest(clock, t.as_of);
         used := greatest(t.zero, refill * arrived - t.shape[3]) + t.work;
+        tight := null;
         for ahead in t.waiting .. t.waiting + t.jobs - 1 loop
             n := n + 1;
             used := used + unit;
@@ -49,11 +52,13 @@ begin
             if start > arrived and (ahead >= max_queues[n] or start - arrived > max_waits[n]) then
                 return null;
             end if;
+            tight := least(tight, max_waits[n]);
             owners[n] := t.name;
             aheads[n] := ahead;
             arrivals[n] := arrived;
             starts[n] := start;
         end loop;
+        tights := tights || case when tight is not null then least(arrived::numeric + tight, 4611686018427387904)::bigint end;
         sooner := sooner or t.due is null or t.due > arrived;
     end loop;
     if n < cardinality(prompts) then
@@ -61,8 +66,10 @@ begin
     end if;
     numbers := array(select nextval('waitline.job_number') from generate_series(1, n));
     update waitline.tenant as x
-    set work = array[work[1] + shape[2] * u.jobs], waiting = waiting + u.jobs, due = least(due, greatest(clock, as_of))
-    from unnest(names, jobs) as u (name, jobs)
+    set
+        work = array[work[1] + shape[2] * u.jobs], waiting = waiting + u.jobs, due = least(due, greatest(clock, as_of)),
+        tightest = least(case when waiting > 0 then tightest end, u.tight)
+    from unnest(names, jobs, tights) as u (name, jobs, tight)
     where x.name = u.name;
     insert into waitline.job (id, tenant, state, place, arrival, promised, max_wait, cost, prompt)
     select u.id, u.tenant, 0, u.arrival, u.arrival, u.start, u.max_wait, array[1, 0, 0], u.prompt
@@ -86,6 +93,7 @@ declare
     start bigint;
     refill numeric;
     used numeric;
+    tight bigint;
     number bigint;
 begin
     select x.name, quota as known, shape, as_of, waiting, due, zeros[1] as zero, work[1] as work
@@ -103,8 +111,13 @@ begin
     if start > arrived and (t.waiting >= $4 or start - arrived > $3) then
         return null;
     end if;
+    if $3 is not null then
+        tight := least(arrived::numeric + $3, 4611686018427387904);
+    end if;
     update waitline.tenant as x
-    set work = array[t.work + t.shape[2]], waiting = t.waiting + 1, due = least(t.due, arrived)
+    set
+        work = array[t.work + t.shape[2]], waiting = t.waiting + 1, due = least(t.due, arrived),
+        tightest = least(case when t.waiting > 0 then tightest end, tight)
     where x.name = $1;
     insert into waitline.job (id, tenant, state, place, arrival, promised, max_wait, cost, prompt)
     values (nextval('waitline.job_number'), $1, 0, arrived, arrived, start, $3, array[1, 0, 0], $5)
