@@ -185,18 +185,3 @@ async def test_closing_while_calls_look_for_the_store(mortal: Mortal) -> None:
         await scheduler.__aexit__(LookupError, LookupError(), None)
         with pytest.raises(SchedulerClosed):
             await call
-
-
-async def test_who_looks_at_a_server_that_is_silent_is_not_held_up_by_it(mortal: Mortal) -> None:
-    """The connection that waits for an answer is given up with the call."""
-    async with watched(mortal.dsn, REFUSE) as (scheduler, ears):
-        await scheduler.enqueue("acme", "x")
-        frozen = mortal.freeze()
-        try:
-            found = await scheduler.statistics()
-            assert found.store is not None
-            assert found.store.down is not None
-        finally:
-            mortal.thaw(frozen)
-        await ears.until(What.STORE_BACK)
-        assert (await scheduler.statistics()).waiting == 1

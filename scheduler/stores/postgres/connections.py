@@ -52,9 +52,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 CONNECT = 5.0
 """Seconds to connect in. A server that is killed may leave connections behind that nobody ever answers."""
 
-SETTLE = 1.0
-"""Seconds for the end of what was cancelled: a server that is silent must not hold up who gave up on it."""
-
 CLOSE = 5.0
 """Seconds for what is under way when all connections are closed."""
 
@@ -113,8 +110,6 @@ class Connections:
         if free is None:
             raise RuntimeError("the store is not open")
         async with free:
-            if self._free is not free:
-                raise RuntimeError("the store was closed meanwhile")
             connection = self._last_used() or await self._connect()
             self._used.add(connection)
             try:
@@ -151,7 +146,7 @@ class Connections:
 
     async def _settle(self, connection: asyncpg.Connection) -> None:
         try:
-            async with asyncio.timeout(SETTLE):
+            async with asyncio.timeout(CONNECT):
                 await connection.execute("select")
         except BaseException as error:
             connection.terminate()
