@@ -1,11 +1,11 @@
-"""Connections: some whose plans are pinned, and one that listens."""
+"""Connections: a pool whose plans are pinned, and one connection that listens."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from contextlib import asynccontextmanager
+from typing import TypeVar, cast
 
 import asyncpg
 
@@ -52,114 +52,65 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 CONNECT = 5.0
 """Seconds to connect in. A server that is killed may leave connections behind that nobody ever answers."""
 
-CLOSE = 5.0
-"""Seconds for what is under way when all connections are closed."""
 
-
-IDLE = 300.0
-"""Seconds after which an unused connection is not trusted: something on the way may have dropped it."""
+async def _leave_as_it_is(_: object) -> None:
+    """Nothing here changes a session, and putting it back in order would be a round trip after each use."""
 
 
 class Connections:
-    """At most `most` connections to one database. Nothing here changes a session, so none is ever reset.
-
-    To take one and to give it back takes neither a task nor a round trip, as it does in a pool of asyncpg's:
-    most of what is done here is one short statement.
-    """
+    """A pool of at most `most` connections to one database."""
 
     def __init__(self, dsn: str, most: int) -> None:
         self._dsn = dsn
         self._most = most
-        self._free: asyncio.Semaphore | None = None
-        self._idle: list[tuple[asyncpg.Connection, float]] = []
-        self._used: set[asyncpg.Connection] = set()
+        self._pool: asyncpg.Pool | None = None
 
     async def open(self) -> None:
         """Be ready to connect when it is needed."""
-        self._free = asyncio.Semaphore(self._most)
+        self._pool = await asyncpg.create_pool(
+            self._dsn,
+            min_size=0,  # or it would log a traceback for each try to have one while the server is gone
+            max_size=self._most,
+            timeout=CONNECT,
+            server_settings=PINNED,
+            command_timeout=60.0,
+            reset=_leave_as_it_is,
+        )
 
     async def close(self) -> None:
-        """Close all connections; those that are in use get a few seconds to end what they do."""
-        free, self._free = self._free, None
-        if free is None:
-            return
-        with suppress(TimeoutError, *LOST):
-            async with asyncio.timeout(CLOSE):
-                for _ in range(self._most):
-                    await free.acquire()
-                for connection, _ in self._idle:
-                    await connection.close()
-        for connection in self._used:
-            connection.terminate()
-        self._drop_idle()
-
-    def _drop_idle(self) -> None:
-        while self._idle:
-            self._idle.pop()[0].terminate()
+        """Give all connections back."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            try:
+                await asyncio.wait_for(pool.close(), 5.0)
+            except TimeoutError:
+                pool.terminate()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """A transaction on one of the connections."""
+        """A transaction on a connection of the pool."""
         async with self.connection() as connection, connection.transaction():
             yield connection
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """One of the connections, each statement a transaction of its own."""
-        free = self._free
-        if free is None:
+        """A connection of the pool, each statement a transaction of its own."""
+        pool = self._pool
+        if pool is None:
             raise RuntimeError("the store is not open")
-        async with free:
-            connection = self._last_used() or await self._connect()
-            self._used.add(connection)
+        try:
             try:
-                yield connection
-            except asyncio.CancelledError:
-                # What it was doing is being cancelled too, which must be over before it is used again.
-                await self._settle(connection)
-                raise
-            except asyncpg.ReadOnlySQLTransactionError:
-                # The server is a standby by now: a new connection may find the new primary.
-                connection.terminate()
-                self._drop_idle()
-                raise
+                connection = await pool.acquire()
+            except LOST as error:
+                raise Unreached(str(error) or type(error).__name__) from error
+            try:
+                yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
             finally:
-                self._used.discard(connection)
-                self._give_back(connection)
-
-    def _last_used(self) -> asyncpg.Connection | None:
-        """The one that was used last, if it may be used again."""
-        while self._idle:
-            connection, since = self._idle.pop()
-            if not connection.is_closed() and asyncio.get_running_loop().time() - since < IDLE:
-                return connection
-            connection.terminate()
-        return None
-
-    async def _connect(self) -> asyncpg.Connection:
-        try:
-            return await asyncpg.connect(
-                self._dsn, timeout=CONNECT, server_settings=PINNED, command_timeout=60.0
-            )
-        except LOST as error:
-            raise Unreached(str(error) or type(error).__name__) from error
-
-    async def _settle(self, connection: asyncpg.Connection) -> None:
-        try:
-            async with asyncio.timeout(CONNECT):
-                await connection.execute("select")
-        except BaseException as error:
-            connection.terminate()
-            if not isinstance(error, Exception):
-                raise
-
-    def _give_back(self, connection: asyncpg.Connection) -> None:
-        if connection.is_closed():
-            return
-        if connection.is_in_transaction() or self._free is None:
-            connection.terminate()
-        else:
-            self._idle.append((connection, asyncio.get_running_loop().time()))
+                await pool.release(connection)
+        except asyncpg.ReadOnlySQLTransactionError:
+            # The server is a standby by now: a new connection may find the new primary.
+            await pool.expire_connections()
+            raise
 
     async def reach(self) -> int:
         """The database's time, by a connection of its own. Raises unless it can be written to."""
