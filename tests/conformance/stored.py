@@ -31,12 +31,8 @@ where t.waiting <> (select count(*) from waitline.job where tenant = t.name and 
         and not exists (select from waitline.job where tenant = t.name and (place >= 0 or turn >= 0))
     )
     or 0 > any (t.work)
-union all
-select j.tenant, null, null, null
-from waitline.job as j
-where not exists (select from waitline.tenant where name = j.tenant)
 """
-"""Tenants that count something else than there is, and those that are not there although they have jobs."""
+"""Tenants that count something else than there is."""
 
 WRONG_AT_GATES = """
 select g.name, g.running, g.state, jobs.running, jobs.lines, jobs.tenants

@@ -8,7 +8,7 @@ import pytest
 
 import scheduler.stores.postgres.migrate as migrating
 from scheduler.stores.postgres.migrate import SchemaTooNew, migrate
-from scheduler.stores.postgres.statements import migrations, statement
+from scheduler.stores.postgres.statements import migrations
 
 ALL = [name for _, name, _ in migrations()]
 LAST = len(ALL)
@@ -153,12 +153,12 @@ async def test_a_job_may_not_be(migrated: asyncpg.Connection, change: dict[str, 
         await insert(migrated, JOB | change)
 
 
-async def test_a_tenant_that_has_jobs_is_not_dropped(migrated: asyncpg.Connection) -> None:
-    """No foreign key says so: jobs are made, and tenants dropped, under the lock of the tenant's row."""
-    await insert(migrated, JOB | ENDED)
-    assert await migrated.fetch(statement("drop_tenants"), ["acme"]) == []
-    await migrated.execute("delete from waitline.job")
-    assert await migrated.fetchval(statement("drop_tenants"), ["acme"]) == "acme"
+async def test_a_job_has_a_tenant_that_exists(migrated: asyncpg.Connection) -> None:
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await insert(migrated, JOB | {"tenant": "'nobody'"})
+    await insert(migrated, JOB)
+    with pytest.raises(asyncpg.ForeignKeyViolationError):
+        await migrated.execute("delete from waitline.tenant")
 
 
 async def test_a_tenant_uses_a_key_once(migrated: asyncpg.Connection) -> None:

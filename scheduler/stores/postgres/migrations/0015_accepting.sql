@@ -1,9 +1,7 @@
 -- To accept a plain job takes less: its limits are ready in its tenant's row, and one that comes alone takes three
 -- short statements.
 
--- A job is made under the lock of its tenant's row, and that goes only when the tenant has no job. To look it up once
--- more for every job took as long as to insert one.
-alter table waitline.job drop constraint job_tenant_fkey;
+drop function waitline.submit_plain(text[], text[], numeric[], numeric[], numeric[], integer[], bigint[], integer[], text[]);
 
 create function waitline.submit_plain(
     names text[], quotas text[], jobs integer[], max_waits bigint[], max_queues integer[], prompts text[]
@@ -129,5 +127,3 @@ begin
 end
 $$;
 comment on function waitline.submit_plain(text, text, bigint, integer, text) is 'The same for a job that comes alone, in a third less time.';
-
-comment on function waitline.submit_plain(text[], text[], numeric[], numeric[], numeric[], integer[], bigint[], integer[], text[]) is 'The same, for processes of an earlier release.';
