@@ -27,6 +27,7 @@ RACES = (
     "locks",
     "plain_claims",
 )
+OUTAGES = ("outage_admit", "outage_gates", "outage_refuse")
 LONG = (
     *(
         f"agent/test_agent_{name}.py"
@@ -36,7 +37,7 @@ LONG = (
 )
 LEFT_OUT = (
     *("core", "conformance", "faults", "acceptance", "benchmarks"),
-    *(f"stores/test_{name}.py" for name in (*RACES, "outage_admit", "outage_refuse", "plans")),
+    *(f"stores/test_{name}.py" for name in (*RACES, *OUTAGES, "overload_plans", "plans")),
     *LONG,
 )
 """Properties of the arithmetic and of races, and what takes long: they only need modules and SQL that other
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shutil.copy2(ROOT / "pyproject.toml", away)  # pytest's settings, and the list of what the tests need
         install(python, f"waitline[all] @ {wheel.as_uri()}", "--group", "test", cwd=away)
         call(folder / "environment" / "bin" / "waitline", "--help", cwd=away)
-        tests = ["-m", "pytest", "--installed", "-q", "-n", "2", "--hypothesis-profile=ci"]
+        tests = ["-m", "pytest", "--installed", "-q", "-n", "3", "--hypothesis-profile=ci"]
         tests += [f"--ignore=tests/{path}" for path in LEFT_OUT]
         call(python, *tests, *options.pytest, cwd=away)
 

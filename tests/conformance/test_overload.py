@@ -21,6 +21,8 @@ from tests.conformance.test_gates import scripts as scripts_at_gates
 from tests.conformance.test_traces import LATE, few, pairs, scripts
 from tests.core.play import MS, START, Op
 
+fewer = settings(few, max_examples=12)
+
 ONE = Quota(Rate(1))
 TWO = Quota(Rate(2, burst=5))
 NEWEST, DEADLINE = Overload(4, "newest"), Overload(4, "deadline")
@@ -132,7 +134,7 @@ async def test_a_job_that_could_not_end_in_time_is_refused_at_its_turn(dsn: str,
         assert found.grants["a"] == expected
 
 
-@few
+@fewer
 @given(pairs, scripts(*KINDS, timeout=timeouts), overloads)
 async def test_late_lines_go_as_in_memory(
     dsn: str, quotas: dict[str, Quota], script: list[Op], overload: Overload
@@ -140,7 +142,7 @@ async def test_late_lines_go_as_in_memory(
     await same(dsn, quotas, script, overload=overload)
 
 
-@few
+@fewer
 @given(pairs, scripts(*KINDS, timeout=timeouts), overloads, st.integers(1, 3))
 async def test_however_few_jobs_a_claim_takes_late_lines_go_alike(
     dsn: str, quotas: dict[str, Quota], script: list[Op], overload: Overload, slots: int
@@ -148,7 +150,7 @@ async def test_however_few_jobs_a_claim_takes_late_lines_go_alike(
     await same(dsn, quotas, script, overload=overload, slots=slots, short=True)
 
 
-@few
+@fewer
 @given(pairs, scripts(*KINDS, timeout=timeouts), overloads, st.integers(1, LATE))
 async def test_late_claims_change_no_slot_in_late_lines(
     dsn: str, quotas: dict[str, Quota], script: list[Op], overload: Overload, late: int
@@ -156,7 +158,7 @@ async def test_late_claims_change_no_slot_in_late_lines(
     await same(dsn, quotas, script, overload=overload, late=late)
 
 
-@few
+@fewer
 @given(pairs, scripts(*KINDS, timeout=timeouts), overloads, st.sampled_from([2, 4, 8]))
 async def test_claims_that_race_change_no_slot_in_late_lines(
     dsn: str, quotas: dict[str, Quota], script: list[Op], overload: Overload, claimers: int
@@ -188,7 +190,7 @@ async def test_worker_processes_go_by_what_was_declared(
     await same(dsn, quotas, script, gates=gates, overload=overload, processes=processes, slots=2, ties=True)
 
 
-@few
+@fewer
 @given(
     pairs,
     scripts(*PLAIN, timeout=timeouts, policy=impatient, head_start=0, session=None, usage=None),
@@ -200,7 +202,7 @@ async def test_nobody_is_overtaken_for_longer_than_in_memory(
     await same(dsn, quotas, script, overload=overload)
 
 
-@few
+@fewer
 @given(
     pairs,
     scripts("offer", "offer", "chain", "chain", "settle", "withdraw", "advance", session=None),
@@ -218,7 +220,7 @@ async def test_callers_and_later_messages_of_runs_go_as_in_memory(
     await same_with_callers(dsn, quotas, script, is_caller, overload=overload)
 
 
-@few
+@fewer
 @given(quotas=three, gates=shared, script=at_gates("x"), overload=overloads)
 async def test_late_lines_pass_a_gate_as_in_memory(
     dsn: str, quotas: dict[str, Quota], gates: dict[str, Upstream], script: list[Op], overload: Overload
@@ -226,7 +228,7 @@ async def test_late_lines_pass_a_gate_as_in_memory(
     await same(dsn, quotas, script, gates=gates, overload=overload)
 
 
-@few
+@fewer
 @given(quotas=three, gates=both, script=at_gates(), overload=overloads, slots=st.integers(1, 3))
 async def test_however_few_jobs_a_claim_takes_late_lines_pass_alike(
     dsn: str,
@@ -239,7 +241,7 @@ async def test_however_few_jobs_a_claim_takes_late_lines_pass_alike(
     await same(dsn, quotas, script, gates=gates, overload=overload, slots=slots, short=True)
 
 
-@few
+@fewer
 @given(quotas=three, gates=both, script=at_gates(), overload=overloads, late=st.integers(1, LATE))
 async def test_late_claims_change_nothing_of_late_lines_at_a_gate(
     dsn: str,
@@ -252,7 +254,7 @@ async def test_late_claims_change_nothing_of_late_lines_at_a_gate(
     await same(dsn, quotas, script, gates=gates, overload=overload, late=late)
 
 
-@few
+@fewer
 @given(quotas=three, gates=both, script=at_gates(), overload=overloads, claimers=st.sampled_from([2, 4]))
 async def test_claims_that_race_pass_late_lines_alike(
     dsn: str,
