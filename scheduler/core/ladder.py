@@ -251,6 +251,8 @@ class Ladder(Following):
         tenant, gate = entry.owner, entry.shared
         line = tenant.lines.get(gate.name)
         position = 0 if line is None else line.ahead(entry.key)
+        if line is not None and entry.state is NEW and entry.holder is None and not entry.head_start:
+            position += line.outside  # who came before it and returns to the line goes before it
         amounts = tenant.shape.nothing if entry.paid else tenant.shape.amounts(entry.cost)
         run = run_to(tenant, entry.key, now, now)
         own = late = run.time if entry.paid else run.peek(amounts)
