@@ -38,7 +38,7 @@ def gate_is_passed_by_law(
         return
     left = {event["job"] for event in events if event["what"] == "left"}
     back = {job for job in left if not wishes.get(job, True)}
-    too_many = excess(scale, by_slots(events, back), ROUNDING)
+    too_many = excess(scale, by_slots(events, back, left - wishes.keys()), ROUNDING)
     if too_many > 0:
         yield f"{name}: {too_many:.3f} permits above its rate, by slots"
     returned = sorted(event["at"] for event in events if event["what"] == "left" and event["job"] in back)

@@ -47,7 +47,7 @@ def tenant_is_served_by_law(
         return
     left = {event["job"] for event in events if event["what"] == "left"}
     back = {job for job in left if not wishes.get(job, True)}
-    too_many = excess(scale, by_slots(events, back), ROUNDING)
+    too_many = excess(scale, by_slots(events, back, left - wishes.keys()), ROUNDING)
     if too_many > 0:
         yield f"{name}: {too_many:.3f} permits above its rate, by slots"
     returned = sorted(event["at"] for event in events if event["what"] == "left" and event["job"] in back)
@@ -63,14 +63,19 @@ def tenant_is_served_by_law(
         yield f"{name}: {(kept - zero) / scale.unit:.6f} permits too few in the bucket"
 
 
-def by_slots(events: Sequence[Row], back: Collection[int]) -> Iterator[Charge]:
-    """The charges of a tenant at their slots, in the order in which they were made."""
-    returned = 0
+def by_slots(events: Sequence[Row], back: Collection[int], unsure: Collection[int]) -> Iterator[Charge]:
+    """The charges of a tenant at their slots, in the order in which they were made.
+
+    `unsure`: who left without a word, since it was taken for lost and came back: it may have used its permit.
+    """
+    returned = maybe = 0
     for event in in_order(event for event in events if event["what"] in ("granted", "left")):
         if event["what"] == "granted":
-            yield event["slot"], returned, returned
+            yield event["slot"], returned, returned + maybe
         elif event["job"] in back:
             returned += 1
+        elif event["job"] in unsure:
+            maybe += 1
 
 
 def slots_are_near(name: str, scale: Scale, starts: Sequence[Row]) -> Iterator[str]:
