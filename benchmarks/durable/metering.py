@@ -34,6 +34,6 @@ CASES = (
         ),
         note="As in P9, one worker process with 1,000 slots, 1,000 tenants whose buckets never bind. Both "
         "tell what they used; with three buckets a cost is named too. They are the tenants' own buckets: "
-        "over a store there are no gates yet.",
+        "what gates cost is not in it.",
     ),
 )
