@@ -290,7 +290,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--laws", type=lambda text: text.split(","), default=LAWS, help="laws that need a mutant"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="mutants tried at a time")
+    parser.add_argument("--jobs", type=int, default=3, help="mutants tried at a time")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds one test may take")
     parser.add_argument("pytest", nargs="*", help="options for pytest, after --")
     return parser.parse_args(arguments)
