@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,14 +146,19 @@ def run_file(
     out = out or file.with_suffix(".replies.jsonl")
     options = Options(file, out, rate, burst, strict, max_running, timeout, worker, lease)
     options.check()
-    if not durable:
-        if data is not None or not worker:
-            raise UsageError(f"{'--no-worker' if data is None else '--data'}: needs --durable")
-        return loop(lambda: answer_file(upstream, options))
-    from scheduler.cli.durable import database
-
-    with database(data) as dsn:
+    with _database(durable, worker, data) as dsn:
         return loop(lambda: answer_file(upstream, options, dsn))
+
+
+def _database(durable: bool, worker: bool, data: Path | None) -> AbstractContextManager[str | None]:
+    """The database in which the prompts of a file wait, if they are to wait in one."""
+    if durable:
+        from scheduler.cli.durable import database
+
+        return database(data)
+    if data is not None or not worker:
+        raise UsageError(f"{'--no-worker' if data is None else '--data'}: needs --durable")
+    return nullcontext()
 
 
 @app.command

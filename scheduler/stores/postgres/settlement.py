@@ -194,10 +194,12 @@ class Settlement:
 
         But for jobs in backoff, which are looked at when they return.
         """
-        lines = await connection.fetch(statement("waiting_lines"), sorted(quotas))
+        lines: dict[str, list[Record]] = {tenant: [] for tenant in quotas}
+        for row in await connection.fetch(statement("waiting_lines"), sorted(quotas)):
+            lines[row["tenant"]].append(row)
         parked = await connection.fetch(statement("parked"), sorted(quotas))
         for tenant, quota in quotas.items():
-            self._requota(tenant, quota, [row for row in lines if row["tenant"] == tenant])
+            self._requota(tenant, quota, lines[tenant])
         for row in parked:
             never = self.locked.states[row["tenant"]].shape.never(rows.cost_of(*row["cost"]))
             if never is not None:
