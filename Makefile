@@ -51,7 +51,7 @@ mutants: $(VENV)/.dev ## Break each law on purpose: the named test must fail
 	@$(BIN)/python tools/mutants.py $(ARGS) -- --hypothesis-profile=mutants
 
 .PHONY: faults
-faults: $(VENV)/.dev ## Kill processes by the hundred and judge what is left (ARGS="--kills 1100 --seed 7")
+faults: $(VENV)/.dev ## Kill processes by the hundred and judge what is left (ARGS="--kills 1200 --seed 7")
 	@$(BIN)/python -m tests.faults $(ARGS)
 
 .PHONY: lint

@@ -1,4 +1,4 @@
-"""The long session: ``python -m tests.faults --kills 1100 --seed 7``.
+"""The long session: ``python -m tests.faults --kills 1200 --seed 7``.
 
 From 1,100 kills on it fails, beside for a violated law, if a point was hit too seldom with a grant in flight.
 """
