@@ -13,7 +13,7 @@ from scheduler.core.entry import RUN_BITS, RUNNING, SEQUENCE_BITS, WAITING, Entr
 from scheduler.core.following import NEVER
 from scheduler.core.ladder import Ladder
 from scheduler.core.line import Line
-from scheduler.core.outlook import refuse, refuse_plain, slot_start
+from scheduler.core.outlook import gate_start, refuse, refuse_plain, slot_start
 from scheduler.core.overload import latest_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
 from scheduler.core.quota import nanoseconds
@@ -50,8 +50,11 @@ class Engine(Ladder):
         entry.shared = gate = self.gates[gate_name]
         only, root = tenant.shape.only, self.root
         if only is None or not entry.plain or gate.zeros or gate.paused_until > now:
-            alone = not self.waiting and self._start_alone(entry, now)
-            return None if alone else self._decide(entry, now)
+            if not self.waiting:
+                settled = self._start_alone(entry, now)
+            else:
+                settled = only is not None and entry.plain and self._wait_behind(entry, only, now)
+            return None if settled else self._decide(entry, now)
         # Nearly every call: one request, and one bucket at most in its way. It starts at once, or joins its
         # line at the back; that is said here in one piece. `_decide` has the rest, and decides this the same.
         if not tenant.lines and tenant.free > 0 and gate.free > 0 and root.free > 0:
@@ -197,20 +200,20 @@ class Engine(Ladder):
         else:
             self._accept(entry, now)
 
-    def _wait_behind(self, entry: Entry, only: Scale, now: int) -> bool:  # noqa: C901 - in one piece
+    def _wait_behind(self, entry: Entry, only: Scale, now: int) -> bool:  # noqa: C901, PLR0912 - in one piece
         """Let a plain job that cannot start at once join at the back, behind its own line only.
 
         False, and nothing done, if that is for the general rules to decide.
         """
         tenant, gate, policy = entry.owner, entry.shared, entry.policy
-        if self.overload is not None:
+        if self.overload is not None or gate.paused_until > now:
             return False
         line, work, length = tenant.lines.get(gate.name), 0, 0
         if line is not None:
             if len(tenant.lines) > 1 or line.continuations or not line.blocks:
                 return False
             work, length = line.work[0], line.size + line.outside
-        elif tenant.lines:
+        elif tenant.lines or gate.zeros:
             return False
         if length >= policy.max_queue or self.waiting >= self.max_waiting:
             return False
@@ -218,21 +221,27 @@ class Engine(Ladder):
         start = -(-((zero if zero > full else full) + work + only.unit) // only.p)
         if start < now:
             start = now
-        expected, bound = start, policy.max_wait_ns
+        expected, bound, sequence = start, policy.max_wait_ns, self.sequence + 1
+        # No head start, so nobody has a later key.
+        entry.key = ((now << SEQUENCE_BITS) + sequence) << RUN_BITS
+        if gate.zeros:
+            shared = gate_start(entry, now, length)
+            expected = shared if shared > start else start
         if tenant.free <= 0 or gate.free <= 0 or self.root.free <= 0:
-            expected = slot_start(entry, now, start, self.root, length, self.waiting)
+            expected = slot_start(entry, now, expected, self.root, length, self.waiting)
         if bound is not None and expected - now > bound:
             return False
         if line is None:
             line = self._line(tenant, gate)
         if bound is not None and (line.tightest is None or bound < line.tightest):
             line.tightest = bound
-        self.sequence = entry.sequence = self.sequence + 1
+        self.sequence = entry.sequence = sequence
         entry.arrival, entry.promised, entry.state = now, start, WAITING
-        # No head start, so nobody has a later key.
-        entry.key = ((now << SEQUENCE_BITS) + entry.sequence) << RUN_BITS
         self.waiting += 1
         line.append(entry, only.unit)
+        if gate.zeros:
+            entry.gate = gate.name
+            self._count_backlog(entry, 1)
         if line.front is None:
             self._place(line, now)
             self._flush(now, now)

@@ -118,7 +118,7 @@ def expect(entry: Entry, now: int, own: int, late: int, root: Account, ahead: Ah
     gate, position = entry.shared, ahead.position
     start, binds = (late, PAUSE) if late > own else (own, STRICT)
     if gate.zeros or gate.placed is not None:
-        shared = _gate_start(entry, now, position)
+        shared = gate_start(entry, now, position)
         if shared > start:
             start, binds = shared, GATE
     if entry.holder is None:
@@ -142,7 +142,7 @@ def slot_start(entry: Entry, now: int, start: int, root: Account, position: int,
     return start
 
 
-def _gate_start(entry: Entry, now: int, position: int) -> int:
+def gate_start(entry: Entry, now: int, position: int) -> int:
     """When the gate's buckets get to this job: all the work that waits there, or the tenant's fair share.
 
     By its share: those whose turn comes before its own go first; and while it gets what is before the job in

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from scheduler.core.engine import Engine
+from scheduler.core.entry import State
+from scheduler.core.policy import Outlook
 from scheduler.core.quota import ONE, Quota, Rate
 from scheduler.core.signals import Upstream
 from tests.core.invariants import check
@@ -67,6 +69,9 @@ FAST = [Rate(50, burst=3), Rate(200), Rate(1000, burst=2), Rate(7, burst=2)]
 SIMPLE = st.builds(Quota, st.sampled_from(FAST), concurrency=st.sampled_from([None, None, None, 2]))
 """One bucket: with the default cost and nothing else asked for, what the shortcuts are for."""
 
+SHARED = Quota(Rate(60, burst=2))
+"""A gate that tenants wait at, each behind its own line."""
+
 PLAIN: dict[str, Any] = {
     "cost": ONE,
     "head_start": 0,
@@ -78,8 +83,8 @@ PLAIN: dict[str, Any] = {
 
 
 @given(
-    st.lists(ops((*KINDS, *("offer", "advance") * 4), tenants=2, **PLAIN), min_size=6, max_size=60),
-    st.sampled_from([(Quota(), 10**6), (Quota(), 10**6), (Quota(concurrency=2), 3)]),
+    st.lists(ops((*KINDS, *("offer", "advance") * 4), 2, gates=("x",), **PLAIN), min_size=6, max_size=60),
+    st.sampled_from([(Quota(), 10**6), (Quota(concurrency=2), 3), (SHARED, 10**6), (SHARED, 10**6)]),
     SIMPLE,
 )
 def test_the_shortcuts_are_taken_and_decide_as_the_general_rules_do(
@@ -90,8 +95,8 @@ def test_the_shortcuts_are_taken_and_decide_as_the_general_rules_do(
 
 
 @given(
-    st.lists(ops(KINDS, tenants=3), min_size=6, max_size=60),
-    st.sampled_from([(Quota(), 10**6), (Quota(concurrency=2), 3)]),
+    st.lists(ops(KINDS, tenants=3, gates=("x",)), min_size=6, max_size=60),
+    st.sampled_from([(Quota(), 10**6), (Quota(concurrency=2), 3), (SHARED, 10**6)]),
     quotas,
 )
 def test_the_shortcuts_decide_as_the_general_rules_do(
@@ -110,8 +115,15 @@ def compare(
     """Play a script with and without the shortcuts."""
     gate, most = limits
     plays = [
-        Play(engine(quota, {"": gate}, max_running=most, kind=kind), after=after).run(script)
+        Play(engine(quota, {"x": gate}, max_running=most, kind=kind), after=after).run(script)
         for kind in (Engine, LongWay)
     ]
     assert plays[0].told == plays[1].told
+    assert look(plays[0]) == look(plays[1])
     assert [e.promised for e in plays[0].jobs if e.slot] == [e.promised for e in plays[1].jobs if e.slot]
+
+
+def look(play: Play) -> list[Outlook]:
+    """What those that wait are expected to do now."""
+    waiting = [entry for entry in play.jobs if entry.state is State.WAITING]
+    return [play.engine.expected(play.now, entry) for entry in waiting]
