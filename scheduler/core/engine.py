@@ -52,8 +52,10 @@ class Engine(Ladder):
         if only is None or not entry.plain or gate.zeros or gate.paused_until > now:
             if not self.waiting:
                 settled = self._start_alone(entry, now)
+            elif only is None or not entry.plain or gate.paused_until > now:
+                settled = False
             else:
-                settled = only is not None and entry.plain and self._wait_behind(entry, only, now)
+                settled = self._wait_behind(entry, only, now)
             return None if settled else self._decide(entry, now)
         # Nearly every call: one request, and one bucket at most in its way. It starts at once, or joins its
         # line at the back; that is said here in one piece. `_decide` has the rest, and decides this the same.
@@ -206,7 +208,7 @@ class Engine(Ladder):
         False, and nothing done, if that is for the general rules to decide.
         """
         tenant, gate, policy = entry.owner, entry.shared, entry.policy
-        if self.overload is not None or gate.paused_until > now:
+        if self.overload is not None:
             return False
         line, work, length = tenant.lines.get(gate.name), 0, 0
         if line is not None:
