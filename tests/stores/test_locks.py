@@ -8,10 +8,13 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from scheduler import Quota, Upstream
-from scheduler.stores.postgres import gates
+from scheduler import Policy, Quota, Upstream
+from scheduler.core.quota import ONE
+from scheduler.stores.postgres import PostgresStore, gates, operations
 from scheduler.stores.postgres.connections import PINNED
 from scheduler.stores.postgres.locked import Locked
+from scheduler.stores.postgres.statements import statement
+from scheduler.stores.values import FAILED, Ended, Request
 from tests.stores.test_plans import QUOTA
 
 
@@ -61,3 +64,38 @@ async def test_a_gate_is_made_when_nobody_decides_without_it(dsn: str) -> None:
             assert not (await Locked.these(first, ())).gates
         await declares
         assert (await Locked.these(second, ())).gates.keys() == {"m"}
+
+
+async def test_a_job_that_is_tried_again_while_its_result_is_pruned(dsn: str) -> None:
+    async with PostgresStore(dsn, keep=60) as store:
+        job = (await store.submit(Request("acme", '"x"', QUOTA, Policy(), ONE))).id
+        claimed = await store.claim("worker", 1)
+        assert claimed is not None
+        (claim,) = claimed.claims
+        assert await store.settle(Ended(job, "acme", claim.tries, FAILED, kind="Broken"))
+        async with transaction(dsn) as second:
+            async with transaction(dsn) as first:
+                assert await operations.revive(first, job)
+                later = await first.fetchval("select waitline.now_ns()")
+                prunes = asyncio.create_task(second.execute(statement("prune"), later, 5))
+                await blocked(first)
+            assert await prunes == "DELETE 0"
+            assert await second.fetchval("select state from waitline.job where id = $1", job) == 0
+
+
+async def test_a_conversation_that_goes_on_while_it_is_pruned(dsn: str) -> None:
+    async with PostgresStore(dsn) as store:
+        talks, session = store.conversations, "s" * 32
+        await talks.begin(session, "acme", "chat", None, {})
+        await talks.take(session, "one", 10**9)
+        assert await talks.say(session, "one", 1, [{"role": "user", "content": "x"}])
+        await talks.leave(session, "one")
+        async with transaction(dsn) as second:
+            async with transaction(dsn) as first:
+                (taken,) = await first.fetch(statement("take_session"), session, "two", 10**9)
+                assert taken["held"]
+                later = await first.fetchval("select waitline.now_ns()")
+                prunes = asyncio.create_task(second.execute(statement("prune_sessions"), later, 5))
+                await blocked(first)
+            assert await prunes == "DELETE 0"
+        assert len(await talks.history(session)) == 1
