@@ -87,10 +87,8 @@ class Jobs(Runs):
     def _abort(self) -> None:
         """Withdraw whoever waits, and cancel whoever runs."""
         self._cancelling = True
-        for entry in self.engine.everyone():
-            if isinstance(entry, Turn):
-                self.withdraw(entry)
-                entry.failed(SchedulerClosed("the scheduler was closed while the call waited"))
+        waiting = [entry for entry in self.engine.everyone() if isinstance(entry, Turn)]
+        self.turn_away(waiting, lambda _: SchedulerClosed("the scheduler was closed while the call waited"))
         for job in self._runs:
             self.interrupt(job, "closed")
         self.changed()
@@ -161,10 +159,11 @@ class Jobs(Runs):
     async def cancel_all(self, tenant: str) -> None:
         """Withdraw whoever waits for a tenant, and cancel its handlers."""
         last = self.engine.sequence
-        for entry in self.engine.everyone():
-            if isinstance(entry, Turn) and entry.tenant == tenant and entry.holder is None:
-                self.withdraw(entry)
-                entry.failed(JobFailed(tenant, "cancelled", max(0, getattr(entry, "attempt", 1) - 1)))
+        waiting = [entry for entry in self.engine.everyone() if isinstance(entry, Turn)]
+        self.turn_away(
+            (turn for turn in waiting if turn.tenant == tenant and turn.holder is None),
+            lambda turn: JobFailed(tenant, "cancelled", max(0, getattr(turn, "attempt", 1) - 1)),
+        )
         self.changed()
         for _ in range(STEPS):  # those who were granted their turn just now begin to run
             await asyncio.sleep(0)

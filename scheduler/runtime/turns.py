@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from operator import attrgetter
 
 from scheduler.core.engine import Engine
 from scheduler.core.entry import ENDED, EXPIRED, RUNNING, WAITING, Entry
@@ -134,6 +135,17 @@ class Turns:
         if open_before and turn.state is ENDED:
             self.counts["cancelled"] += 1
         self.changed()
+
+    def turn_away(self, turns: Iterable[Turn], why: Callable[[Turn], Exception]) -> None:
+        """Have several callers wait no more, in the order of their lines.
+
+        All are told before any of them leaves: whoever the end of another lets go must not run for it.
+        """
+        leaving = sorted(turns, key=attrgetter("key"))
+        for turn in leaving:
+            turn.failed(why(turn))
+        for turn in reversed(leaving):
+            self.withdraw(turn)
 
     def settle_grant(self, turn: Turn, usage: Usage | None) -> None:
         """End a turn. A second call does nothing."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import Job, Quota, Rate, Retry, Scheduler, SchedulerClosed
+from scheduler import Cost, Job, JobFailed, Policy, Quota, Rate, Retry, Scheduler, SchedulerClosed
 from tests.runtime.harness import KNOWN, Notes, assert_idle, level, make, now, outcomes, spawn, turns, virtual
 
 SLOW = Quota(Rate(1))
@@ -87,6 +87,46 @@ def test_closing_without_draining(how: str) -> None:
         assert type(error) is expected.get(how, type(None))
         assert notes.ended == ["running"]
         assert (await scheduler.statistics()).cancelled == 4
+        assert_idle(scheduler)
+
+    scenario()
+
+
+@pytest.mark.parametrize("how", ["closed", "forgotten"])
+@pytest.mark.parametrize("small", ["block", "caller", "ticket"])
+def test_nobody_is_let_go_by_the_end_of_another(small: str, how: str) -> None:
+    """A large call that waits keeps small ones behind it; when all of them are sent away none of those runs."""
+
+    @virtual
+    async def scenario() -> None:
+        notes = Notes()
+        async with make(notes, Quota(Rate(1, per=3600, burst=8)), policy=Policy(max_wait=None)) as scheduler:
+
+            async def block(cost: Cost) -> None:
+                async with scheduler.admit("acme", cost=cost):
+                    notes.starts.append(("block", now()))
+
+            await block(Cost(5))
+            notes.starts.clear()
+            tasks = [spawn(block(Cost(5)))]
+            await turns(2)
+            if small == "block":
+                tasks.append(spawn(block(Cost(1))))
+            elif small == "caller":
+                tasks.append(spawn(scheduler.submit("acme", "caller", cost=Cost(1))))
+            else:
+                tasks.append(spawn((await scheduler.enqueue("acme", "ticket", cost=Cost(1))).result()))
+            await turns(2)
+            assert scheduler.engine.waiting == 2
+            if how == "closed":
+                await scheduler.aclose(drain=False)
+            else:
+                await scheduler.forget("acme")
+            ends = {"closed": SchedulerClosed, "forgotten": JobFailed}
+            assert [type(result) for result in await outcomes(*tasks)] == [ends[how]] * 2
+            assert notes.starts == []
+            assert level(scheduler) == 3.0
+            assert (await scheduler.statistics()).cancelled == 2
         assert_idle(scheduler)
 
     scenario()

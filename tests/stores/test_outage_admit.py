@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from scheduler import Cost, ErrRateLimited, Outage, Policy, Quota, Rate, Scheduler, Usage
+from scheduler.core.entry import RUNNING
 from scheduler.core.signals import What
 from scheduler.runtime.grant import current_turn
 from scheduler.stores.postgres import PostgresStore
@@ -269,3 +270,28 @@ async def test_closing_meanwhile_waits_until_all_is_recorded(mortal: Mortal) -> 
     await started
     async with Scheduler(store=PostgresStore(mortal.dsn), quotas=HOUR) as other:
         assert await level(other) == pytest.approx(7, abs=0.01)
+
+
+async def test_none_of_those_who_wait_is_let_go_by_the_end_of_another(mortal: Mortal) -> None:
+    """The large call goes to the store once that is back, and so does the small one that waits behind it."""
+    patient = Policy(max_wait=None)
+    async with watched(mortal.dsn, Outage.admit(1, patience=0.3)) as (scheduler, ears):
+        (await scheduler.admit("acme").__aenter__()).settle(Usage(0, 0, 0))
+        await until(scheduler, running=0)
+        await fall(scheduler, ears, mortal)
+        first = await scheduler.admit("acme", cost=Cost(5)).__aenter__()
+
+        async def block(cost: Cost) -> str:
+            async with scheduler.admit("acme", cost=cost, policy=patient) as grant:
+                assert grant.state is RUNNING
+            return "done"
+
+        tasks = []
+        for cost in (Cost(5), Cost(1)):
+            tasks.append(asyncio.create_task(block(cost)))
+            await until(scheduler, waiting=len(tasks))
+        await rise(scheduler, ears, mortal)
+        await until(scheduler, waiting=2, running=1)
+        first.settle(Usage(0, 0, 0))
+        assert await asyncio.gather(*tasks) == ["done"] * 2
+        await until(scheduler, waiting=0, running=0)
