@@ -53,8 +53,9 @@ class Entry:
     wait after that, `promised` the start that was promised, both in nanoseconds. `holder` is the running job
     whose slot a continuation reuses.
     `paid` says that the tenant's permits were already charged for a try that the upstream refused, `period`
-    in which busy period of the gate the grant made a debt (0: in none). `plain` says that it costs one
-    request of one permit, not paid before, and has neither session, deadline, head start, ladder nor holder.
+    in which busy period of the gate the grant made a debt (0: in none). `reserved` is its cost at the grant,
+    once more output than that was charged. `plain` says that it costs one request of one permit, not paid
+    before, and has neither session, deadline, head start, ladder nor holder.
 
     What its ladder did: `rung` counts the rungs up to the last that was taken, at which `predicted` was the
     wait in nanoseconds; `model`, `max_tokens` and `deferred` are what came of them, `alarm` is when it will
@@ -92,6 +93,7 @@ class Entry:
     session: str | None = None
     holder: Entry | None = None
     paid: bool = False
+    reserved: Cost | None = None
     outside: bool = False
     placed: tuple[Any, ...] | None = None
     delayed: frozenset[Cause] = frozenset()

@@ -77,17 +77,25 @@ class Settling(Changes):
         before = entry.cost
         usage = Usage(before.requests, before.input_tokens, output_tokens)
         self._correct(entry, usage, now)
+        entry.reserved = entry.reserved or before
         entry.cost = Cost(usage.requests, usage.input_tokens, usage.output_tokens)
         self._flush(now, now)
 
-    def retry(self, now: int, entry: Entry, not_before: int, refused: bool) -> Refusal | None:
+    def retry(
+        self, now: int, entry: Entry, not_before: int, refused: bool, usage: Usage | None = None
+    ) -> Refusal | None:
         """Put a running job back in its line, by its key, once `not_before` has come.
 
         `refused`: the upstream did no work, so the tenant's permits stay paid and fairness is given back;
-        otherwise the next grant charges everything again. A wait that its policy or deadline does not allow
-        ends the job instead, and the refusal says why.
+        otherwise `usage` replaces what this try was charged, and the next grant charges its cost again. A
+        wait that its policy or deadline does not allow ends the job instead, and the refusal says why.
         """
         self._advance(now)
+        used = entry.reserved if refused else usage
+        if used is not None and not entry.deferred:
+            self._correct(entry, used, now)
+        if entry.reserved is not None:
+            entry.cost, entry.reserved = entry.reserved, None
         if entry.deferred:  # it held nothing by which its tenant would have been remembered
             entry.owner = self._tenant(entry.owner.name, now)
         gate, tenant = entry.shared, entry.owner
@@ -128,7 +136,7 @@ class Settling(Changes):
         entry.refusal = refusal
         return refusal
 
-    def _correct(self, entry: Entry, usage: Usage, now: int) -> None:
+    def _correct(self, entry: Entry, usage: Cost, now: int) -> None:
         """Replace what was charged by what was used, in every bucket and in the fairness account."""
         tenant, gate = entry.owner, entry.shared
         above = False

@@ -251,7 +251,7 @@ class Jobs(Runs):
             self.counts["failed"] += 1
             self.settle_grant(job, job.usage)
             raise JobFailed(job.tenant, kind, job.attempt) from retry.__cause__
-        refusal = self.engine.retry(now, job, again, retry.refused)
+        refusal = self.engine.retry(now, job, again, retry.refused, job.usage)
         if refusal is not None:
             self.changed()
             self.counts["failed"] += 1

@@ -95,7 +95,7 @@ def test_closing_without_draining(how: str) -> None:
 @pytest.mark.parametrize("how", ["closed", "forgotten"])
 @pytest.mark.parametrize("small", ["block", "caller", "ticket"])
 def test_nobody_is_let_go_by_the_end_of_another(small: str, how: str) -> None:
-    """A large call that waits keeps small ones behind it; when all of them are sent away none of those runs."""
+    """A large call that waits keeps a small one behind it; when both are sent away neither runs."""
 
     @virtual
     async def scenario() -> None:

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler import Cost, Estimates, Job, Quota, QuotaExceeded, Rate, Scheduler, UpstreamError, Usage
+from scheduler import (
+    Cost,
+    Estimates,
+    Job,
+    Quota,
+    QuotaExceeded,
+    Rate,
+    Retry,
+    Scheduler,
+    UpstreamError,
+    Usage,
+)
 from scheduler.runtime.estimates import count_cheaply
 from scheduler.testing.virtual import VirtualClock
 from tests.runtime.harness import virtual
@@ -124,6 +135,62 @@ async def test_output_beyond_its_estimate_is_charged_while_it_comes() -> None:
         assert [10_000 - gate for gate, _ in levels] == [100, 100, 300, 300, 300, 700]
         assert all(gate == tenant for gate, tenant in levels)
         assert scheduler.engine.gates[""].levels(0)["output_tokens"] == 10_000 - 650
+
+
+BROKEN = [
+    pytest.param(False, None, 600 + 50, 600 + 50, id="stream broken"),
+    pytest.param(False, Usage(1, 0, 620), 620 + 50, 620 + 50, id="stream broken, and its usage is known"),
+    pytest.param(True, None, 50, 100 + 50, id="refused"),
+    pytest.param(True, Usage(1, 0, 620), 50, 100 + 50, id="refused, whatever was used"),
+]
+"""Refused or not, usage, and what the tenant and its gate are charged for both tries together."""
+
+
+class Breaking:
+    """A handler whose first try says that there is more output than was reserved, and is to be repeated."""
+
+    def __init__(self, refused: bool = False, usage: Usage | None = None) -> None:
+        self.first = refused, usage
+        self.costs: list[Cost] = []
+
+    async def __call__(self, job: Job) -> str:
+        self.costs.append(job.cost)
+        if len(self.costs) > 1:
+            job.settle(Usage(1, 0, 50))
+            return "answer"
+        job.grow(600)
+        if (store := getattr(job, "store", None)) is not None:
+            await store.hearing.noted()
+        refused, usage = self.first
+        if usage is not None:
+            job.settle(usage)
+        raise Retry(refused=refused)
+
+
+@pytest.mark.parametrize(("refused", "usage", "own", "shared"), BROKEN)
+@virtual
+async def test_a_repeat_reserves_what_the_first_try_did(
+    refused: bool, usage: Usage | None, own: int, shared: int
+) -> None:
+    """The output that was charged while it came is what the first try used, and no estimate of the second."""
+    quota = Quota(output_tokens=Rate(1, per=3600, burst=10_000))
+    handler = Breaking(refused, usage)
+    async with Scheduler(handler, quotas=quota, gates=quota, clock=VirtualClock()) as scheduler:
+        assert await scheduler.submit("acme", "hello", cost=Cost(1, 0, 100)) == "answer"
+        assert handler.costs == [Cost(1, 0, 100)] * 2
+        engine = scheduler.engine
+        assert engine.tenants["acme"].levels(0)["output_tokens"] == 10_000 - own
+        assert engine.gates[""].levels(0)["output_tokens"] == 10_000 - shared
+
+
+@pytest.mark.parametrize("where", ["quotas", "gates"])
+@virtual
+async def test_a_long_answer_that_broke_off_is_no_reason_never_to_run(where: str) -> None:
+    """It was more than the burst, but that is not what its next try reserves."""
+    limits: Any = {where: Quota(output_tokens=Rate(100, burst=200))}
+    async with Scheduler(Breaking(), clock=VirtualClock(), **limits) as scheduler:
+        assert await scheduler.submit("acme", "hello", cost=Cost(1, 0, 100)) == "answer"
+        assert asyncio.get_running_loop().time() == 5.0  # 400 below nothing, and 100 above
 
 
 @virtual

@@ -18,6 +18,7 @@ from scheduler import (
     ErrRateLimited,
     Estimates,
     Job,
+    JobFailed,
     Outage,
     Policy,
     Quota,
@@ -33,6 +34,7 @@ from scheduler.stores.postgres import PostgresStore, estimating
 from scheduler.stores.postgres.estimating import Lesson
 from scheduler.stores.values import DONE, Ended, Grown
 from scheduler.worker import Worker
+from tests.runtime.test_estimates import BROKEN, Breaking
 from tests.stores.callers import rows
 from tests.stores.outages import Mortal, fall, mortal, mortal_server, rise, watched
 from tests.stores.working import Run
@@ -211,6 +213,47 @@ async def test_output_beyond_its_estimate_is_charged_while_it_comes(dsn: str, ga
                 await grow(grant, scheduler.store)  # type: ignore[attr-defined]
         assert levels == [100, 100, 126, 300, 300, 300, 376]
         assert int((await scheduler.statistics("acme")).levels["output_tokens"]) == 10_000 - 350
+
+
+@pytest.mark.parametrize("gates", [None, {"m": SLOW}], ids=["no gate", "gate"])
+@pytest.mark.parametrize(("refused", "usage", "own", "shared"), BROKEN)
+async def test_a_repeat_reserves_what_the_first_try_did(
+    dsn: str, gates: Any, refused: bool, usage: Usage | None, own: int, shared: int
+) -> None:
+    """As in memory, see tests/runtime/test_estimates.py."""
+    handler = Breaking(refused, usage)
+    async with metered(dsn, handler, SLOW, gates=gates) as scheduler:
+        assert await scheduler.submit("acme", "hello", cost=Cost(1, 0, 100)) == "answer"
+        assert handler.costs == [Cost(1, 0, 100)] * 2
+        assert int((await scheduler.statistics("acme")).levels["output_tokens"]) == 10_000 - own
+        if gates is not None:
+            known = (await scheduler.statistics()).gates["m"].levels
+            assert int(known["output_tokens"]) == 10_000 - shared
+
+
+@pytest.mark.parametrize("where", ["quota", "gates"])
+async def test_a_long_answer_that_broke_off_is_no_reason_never_to_run(dsn: str, where: str) -> None:
+    """Neither for its next try nor, once it has failed, for whoever tries it again."""
+    limits: Any = {where: Quota(output_tokens=Rate(10**6, burst=200))}
+    limits |= {"gates": None} if where == "quota" else {"quota": FREE}
+    handler, failed = Breaking(), asyncio.Event()
+
+    async def work(job: Job) -> str:
+        if job.prompt == "fails" and not failed.is_set():
+            failed.set()
+            job.grow(600)
+            await job.store.hearing.noted()  # type: ignore[attr-defined]
+            raise LookupError
+        return await handler(job)
+
+    async with metered(dsn, work, **limits) as scheduler:
+        assert await scheduler.submit("acme", "hello", cost=Cost(1, 0, 100)) == "answer"
+        ticket = await scheduler.enqueue("acme", "fails", cost=Cost(1, 0, 100))
+        with pytest.raises(JobFailed):
+            await ticket.result()
+        assert await scheduler.store.revive(int(ticket.id))  # type: ignore[attr-defined]
+        again = await scheduler.ticket(ticket.id, tenant="acme")
+        assert await again.result() == "answer"
 
 
 async def test_who_waits_hears_of_output_that_was_not_foreseen(dsn: str) -> None:

@@ -44,7 +44,8 @@ async def revive(connection: Connection, job: int) -> bool:
         gate.join(state, now, first=False)
     ledger.move(state, now)
     if not parked:
-        locked.enter(state, row["gate"], rows.cost_of(*row["cost"]), paid=False, now=now)
+        cost = rows.reserved_of(row) or rows.cost_of(*row["cost"])
+        locked.enter(state, row["gate"], cost, paid=False, now=now)
     await connection.execute(
         statement("revive"),
         tenant,

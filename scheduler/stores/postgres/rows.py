@@ -12,7 +12,7 @@ from asyncpg import Record
 
 from scheduler.core.account import Shape, shape_of
 from scheduler.core.policy import Policy, Rung
-from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Number, Quota, Rate, exact
+from scheduler.core.quota import DIMENSIONS, NS, ONE, Cost, Number, Quota, Rate, Usage, exact
 from scheduler.core.shared import SharedGate
 from scheduler.core.signals import Upstream
 from scheduler.core.stored import Kept, LineState, StoredJob, TenantState
@@ -151,6 +151,14 @@ def cost_of(requests: int, input_tokens: int, output_tokens: int) -> Cost:
     """The cost of a stored job; one request is the very `ONE` that the engine takes short ways with."""
     cost = Cost(requests, input_tokens, output_tokens)
     return ONE if cost == ONE else cost
+
+
+def reserved_of(row: Record) -> Usage | None:
+    """The cost of a job at its grant, if more output was charged since then."""
+    if row["reserved"] is None:
+        return None
+    requests, input_tokens, _ = row["cost"]
+    return Usage(requests, input_tokens, row["reserved"])
 
 
 @lru_cache(maxsize=1024)

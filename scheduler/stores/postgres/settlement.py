@@ -127,11 +127,13 @@ class Settlement:
             self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, why, kind, ending.usage))
             return
         state, cost = self.locked.states[row["tenant"]], rows.cost_of(*row["cost"])
-        look = None
+        reserved, look = rows.reserved_of(row), None
+        used = reserved if ending.refused else ending.usage
         if not row["deferred"]:
-            self._settle(state, gate, cost, ending.usage)
+            self._settle(state, gate, cost, used)
         if gate is not None:
-            look = self._again_at(gate, row, ending, after)
+            look = self._again_at(gate, row, ending._replace(usage=used), after)
+        cost = reserved or cost
         state.waiting += 1
         if row["max_wait"] is not None:
             until = min(self.now + row["max_wait"], FAR)

@@ -9,7 +9,7 @@ with saved as (
     update waitline.job
     set
         state = 0, attempt = 0, kind = null, result = null, finished = null, paid = false, deadline = null, max_wait = null,
-        deferred = false, memory = null, look = case when ladder is not null then $4::bigint end,
+        deferred = false, memory = null, cost[3] = coalesce(reserved, cost[3]), reserved = null, look = case when ladder is not null then $4::bigint end,
         place = case when $8 then null else arrival - head_start end
     where id = $7
 )

@@ -23,7 +23,8 @@ with saved as (
     update waitline.job as j
     set
         state = 0, worker = null, lease = null, stop = false, place = u.place, returns = u.returns, paid = u.paid, slot = $12,
-        attempt = u.attempt, look = u.look, deferred = false, memory = null
+        attempt = u.attempt, look = u.look, deferred = false, memory = null, cost[3] = coalesce(j.reserved, j.cost[3]),
+        reserved = null
     from unnest($13::bigint[], $14::bigint[], $15::bigint[], $16::boolean[], $17::integer[], $23::bigint[])
         as u (id, place, returns, paid, attempt, look)
     where j.id = u.id
