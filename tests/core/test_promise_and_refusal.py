@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.core.entry import Entry, State
+from scheduler.core.entry import RUNNING, WAITING, Entry, State
 from scheduler.core.policy import Cause, Policy, Reason, Refusal
 from scheduler.core.quota import NS, Cost, Quota, Rate
 from tests.core.play import PATIENT, START, Op, Play, costs, engine, gaps, ops, rates, token_rates
@@ -124,6 +124,18 @@ def test_law_4_the_promise_counts_who_is_still_there() -> None:
     for job in (3, 5, 7):
         play.engine.withdraw(play.now, play.jobs[job])
     assert play.engine.quote(play.now, "a", "", Entry(PATIENT)).promised == START + 8 * NS
+
+
+def test_law_4_the_promise_counts_nobody_who_went() -> None:
+    """Of six three have gone from the line: the next one is promised the start behind the two that are left."""
+    play = Play(engine(Quota(Rate(1))))
+    for _ in range(6):
+        play.do(Op("offer"))
+    for _ in range(3):
+        play.do(Op("advance", gap=NS))
+    assert [entry.state for entry in play.jobs] == [RUNNING] * 4 + [WAITING] * 2
+    play.do(Op("offer"))
+    assert play.jobs[6].promised == START + 6 * NS
 
 
 def both_manners(rate: Rate, gaps_between: list[int]) -> tuple[list[int], list[int]]:
