@@ -176,8 +176,7 @@ class Ladder(Following):
         line = entry.owner.lines[entry.shared.name]
         self._leave(line, entry)
         entry.owner.forget_tails()
-        if line.front is entry or line.empty:
-            self._place(line, now)
+        self._close_ranks(line, entry, now)
 
     def _move(self, entry: Entry, plan: Plan, now: int) -> None:
         """Let a waiting job go on by another plan, with the place that its key gives it.

@@ -214,6 +214,8 @@ class Line:
                 self.continuations.remove(entry)
             return
         self.size -= 1
+        if self.urgent is not None and len(self.urgent) > 2 * self.size + BLOCK:
+            self.urgent = None  # most of it has left: made anew when it is asked for
         block, index = self.blocks[0], 0
         if entry is block[0]:
             del block[0]

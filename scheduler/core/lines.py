@@ -213,7 +213,11 @@ class Lines(Register):
         entry.state = state
         entry.owner.forget_tails()
         self._leave_session(entry, time, outside)
-        if line.front is entry or line.empty or self.overload is not None:
+        self._close_ranks(line, entry, time)
+
+    def _close_ranks(self, line: Line, gone: Entry, time: int) -> None:
+        """Arrange the turn of a line anew that a job left, if it may be another's now."""
+        if line.front is gone or line.empty or self.overload is not None:
             self._place(line, time)
 
     def _drop(self, entry: Entry, refusal: Refusal, time: int) -> None:

@@ -56,6 +56,7 @@ def check_lines(engine: Engine, waiting: list[Entry]) -> None:
         assert line.size == sum(e.holder is None for e in inside)
         assert line.outside == sum(e.outside for e in own)
         assert all(0 < len(block) <= BLOCK for block in line.blocks)
+        assert line.urgent is None or len(line.urgent) <= 2 * line.size + BLOCK + 1
         amounts = [line.tenant.shape.amounts(e.cost) for e in inside if not e.paid]
         assert line.work == [sum(column) for column in zip(*amounts, strict=True)] or (
             not any(line.work) and not amounts

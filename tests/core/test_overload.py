@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.entry import Entry, State
-from scheduler.core.policy import Cause, Overload, Policy, Reason
+from scheduler.core.line import BLOCK
+from scheduler.core.policy import Cause, Overload, Policy, Reason, Rung
 from scheduler.core.quota import NS, Cost, Quota, Rate
 from tests.core.play import MS, PATIENT, START, Op, Play, engine, ops, quotas
 
@@ -103,6 +104,34 @@ def test_who_was_overtaken_is_told_why() -> None:
     steps_to(play, 60)
     assert overtaken.slot > overtaken.promised
     assert Cause.OVERLOAD_ORDER in overtaken.delayed
+
+
+def test_a_line_is_late_no_longer_once_its_oldest_job_goes_another_way() -> None:
+    """A rung defers the one job that waits too long: the others go in their order again."""
+    play = late(Overload(4, "newest"), Quota(Rate(1, per=7, burst=1)))
+    play.engine.max_deferred = 1
+    offer(play, 0)
+    oldest = offer(play, 1, policy=Policy(max_wait=None, ladder=[Rung(12, defer="batch")]))
+    newer, third, fourth = (offer(play, at) for at in (6, 11, 11.5))
+    assert order(play) == [0, newer, oldest, third, fourth]
+    assert play.starts()[oldest] == START + 13 * NS
+    assert play.jobs[oldest].deferred
+
+
+def test_law_8_of_jobs_that_have_left_a_late_line_nothing_is_kept() -> None:
+    """The most urgent job stays, thousands behind it come and go."""
+    play = late(Overload(1, "deadline"), Quota(Rate(1, per=10**6)))
+    offer(play, 0)
+    offer(play, 0)
+    offer(play, 0, timeout=10**7 * NS)
+    steps_to(play, 2)
+    for _ in range(3 * BLOCK):
+        play.do(Op("offer", gap=MS, policy=PATIENT))
+        play.engine.withdraw(play.now, play.jobs[-1])
+    line = play.engine.tenants["a"].lines[""]
+    assert line.size == 2
+    assert line.urgent is None or len(line.urgent) <= 2 * line.size + BLOCK + 1
+    assert line.most_urgent() is play.jobs[2]
 
 
 def test_runs_under_way_go_before_new_ones() -> None:

@@ -127,7 +127,7 @@ def test_law_4_the_promise_counts_who_is_still_there() -> None:
 
 
 def test_law_4_the_promise_counts_nobody_who_went() -> None:
-    """Of six three have gone from the line: the next one is promised the start behind the two that are left."""
+    """Of six three have gone from the line: the next one is promised its place behind the last two."""
     play = Play(engine(Quota(Rate(1))))
     for _ in range(6):
         play.do(Op("offer"))
