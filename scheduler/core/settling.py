@@ -41,6 +41,7 @@ class Settling(Changes):
             or tenant.free <= waiting
             or gate.free <= waiting
             or root.free <= waiting
+            or gate.probe is entry
         ):
             return False
         entry.state = ENDED

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
 
 from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
@@ -11,11 +14,17 @@ from scheduler.core.following import NEVER
 from scheduler.core.gate import Gate
 from scheduler.core.limits import limits_of
 from scheduler.core.owing import Owed
-from scheduler.core.signals import Signal
+from scheduler.core.signals import Answer, Signal
 from scheduler.runtime.grant import Turn
 from scheduler.runtime.outage import Outage
 from scheduler.stores.protocol import Store
 from scheduler.stores.values import Heard
+
+KEPT = 250
+"""Of each kind of answer at a gate, how many that were heard in an outage are told to the store: the last.
+
+The later ones say most: limits, what is left of them, until when to wait.
+"""
 
 
 class StandingGates:
@@ -30,7 +39,7 @@ class StandingGates:
         self._store = store
         self._outage = outage
         self._owed: dict[str, Owed] = {}
-        self._heard: list[Heard] = []
+        self._heard: dict[tuple[str, Answer], deque[Heard]] = {}
         self._opened: set[str] = set()
         self._telling = False
 
@@ -60,7 +69,7 @@ class StandingGates:
 
     def hear(self, turn: Turn, shadow: Turn | None, signal: Signal, now: int, ahead: int) -> None:
         """Have a gate follow what was said to a call. `shadow`: what stands for one that was granted here."""
-        self._heard.append(
+        self._heard.setdefault((turn.gate, signal.answer), deque(maxlen=KEPT)).append(
             Heard(turn.gate, turn.sequence, turn.tenant, turn.cost, turn.slot, signal, self._store.about())
         )
         gate = self._engine.gates.get(turn.gate)
@@ -76,9 +85,9 @@ class StandingGates:
 
     def tell(self) -> None:
         """The store is back: let it know what was heard."""
-        heard, self._heard = self._heard, []
-        for one in heard:
+        for one in sorted(chain.from_iterable(self._heard.values()), key=attrgetter("at")):
             self._store.hearing.hear(one)
+        self._heard.clear()
         if self._opened:
             self._store.hearing.resume_soon(sorted(self._opened))
             self._opened.clear()

@@ -26,6 +26,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 STEP = 1_000_000
 """Nanoseconds between the times that two callers are told, where their tenant's rate does not tell them."""
 
+MOST_ECHOES = 10_000
+"""Tenants whose callers are told times of their own by a store that is down: those refused last."""
+
 
 class Fallen(Exception):
     """The store went down before it answered."""
@@ -252,9 +255,10 @@ class Watch:
         left = max(0.0, self._next - asyncio.get_running_loop().time())
         opens = now + math.ceil(left * NS) + STEP
         account = Account(shape_of(request.quota), opens)
-        echo = self._echoes.get(request.tenant)
-        if echo is None:
-            echo = self._echoes[request.tenant] = Echo(account.zeros, now)
+        echo = self._echoes.pop(request.tenant, None) or Echo(account.zeros, now)
+        self._echoes[request.tenant] = echo
+        if len(self._echoes) > MOST_ECHOES:  # that of the tenant which was refused longest ago
+            del self._echoes[next(iter(self._echoes))]
         bound, amounts = max(1, request.policy.max_queue), account.shape.amounts(request.cost)
         start = echo.queue(Projection(account, opens), amounts, opens, STEP, bound, now)
         return ErrRateLimited(request.tenant, Reason.STORE_DOWN, max(start - now, STEP) / NS)

@@ -103,19 +103,20 @@ def test_everybody_is_told_when_the_gate_may_be_probed_and_no_two_the_same(gate:
     assert quote.expected == START + 3600 * NS
 
 
-@pytest.mark.parametrize("end", ["settle", "withdraw", "retry"])
+@pytest.mark.parametrize("end", ["settle", "finish", "withdraw", "retry"])
 def test_a_probe_that_ends_without_a_word_leaves_the_next_one_to_ask(end: str) -> None:
     """A broken connection says nothing about spending."""
     play = two(x=Upstream(Quota(), spend_probe=5))
     bad = offer(play, "x")
     hear(play, bad, SPENT)
     settle(play, bad)
+    assert offer(play, "x").reason is Reason.SPEND_LIMIT
     play.do(Op("advance", gap=5 * NS))
     probe = offer(play, "x")
     if end == "retry":
         assert play.engine.retry(play.now, probe, play.now + NS, refused=False) is not None
-    else:
-        getattr(play.engine, end)(play.now, probe)
+    elif end != "finish" or not play.engine.finish(probe):
+        getattr(play.engine, "settle" if end == "finish" else end)(play.now, probe)
     play.listen()
     assert offer(play, "x").state is State.RUNNING
     assert offer(play, "x").reason is Reason.SPEND_LIMIT

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from scheduler import Cost, Outage, Quota, Rate, Scheduler, Signal, Upstream
+from scheduler import Cost, Outage, Policy, Quota, Rate, Scheduler, Signal, Upstream
 from scheduler.core.account import shape_of
+from scheduler.core.engine import Engine
 from scheduler.core.following import NEVER
 from scheduler.core.gate import Gate
 from scheduler.core.limits import limits_of
-from scheduler.core.quota import NS
+from scheduler.core.quota import NS, ONE
 from scheduler.core.signals import Answer
-from scheduler.runtime.standing_gates import share
+from scheduler.runtime.standing_gates import KEPT, StandingGates, share
+from scheduler.runtime.watch import MOST_ECHOES, Watch
+from scheduler.stores.values import Heard, Request
+from tests.runtime.harness import virtual
 
 
 @pytest.mark.parametrize(
@@ -127,3 +133,43 @@ def test_a_share_is_paused_and_closed_like_its_gate_by_its_own_clock() -> None:
     assert (here.closed_until, here.paused_until) == (395 * NS, NEVER)
     shared(known(), {"m": here})
     assert (here.closed_until, here.paused_until) == (None, 95 * NS)
+
+
+def test_of_what_an_upstream_says_in_an_outage_the_store_hears_the_last() -> None:
+    """However long it lasts: some answers of each kind, in their order, and the one that closed the gate."""
+    told: list[Heard] = []
+    gate, now = known(), itertools.count(100 * NS)
+    hearing: Any = SimpleNamespace(gates={"m": gate}, hear=told.append)
+    store: Any = SimpleNamespace(about=now.__next__, hearing=hearing)
+    engine = Engine(95 * NS, lambda _: Quota(), {"": Quota()}, 9)
+    gates = StandingGates(engine, store, Outage.admit(0.25))
+    gates.take_over(95 * NS, AHEAD)
+    turn: Any = SimpleNamespace(gate="m", sequence=0, tenant="acme", cost=ONE, slot=100 * NS, policy=Policy())
+    gates.hear(turn, None, Signal(Answer.SPEND_LIMIT), 95 * NS, AHEAD)
+    for left in range(2 * KEPT):
+        gates.hear(turn, None, Signal(Answer.ACCEPTED, remaining={"requests": left}), 95 * NS, AHEAD)
+    gates.tell()
+    assert told[0].signal.answer is Answer.SPEND_LIMIT
+    assert [one.signal.remaining["requests"] for one in told[1:]] == list(range(KEPT, 2 * KEPT))
+    told.clear()
+    gates.tell()
+    assert not told
+
+
+@virtual
+async def test_a_store_that_is_down_remembers_so_many_tenants_that_it_refused() -> None:
+    """Those refused last; of one tenant everybody is told another time."""
+    store: Any = None
+    watch = Watch(store, Outage.refuse(), lambda: 100 * NS, None, lambda: None, lambda: None)
+
+    def wait(tenant: str) -> float | None:
+        return watch.refusal(Request(tenant, None, Quota(Rate(1)), Policy(), ONE)).retry_after
+
+    first, second = wait("noisy"), wait("noisy")
+    assert first != second
+    for number in range(MOST_ECHOES - 1):
+        wait(f"other {number}")
+    assert wait("noisy") not in (first, second)
+    wait("one more")
+    assert wait("other 0") == first, "it was forgotten"
+    assert len(watch._echoes) == MOST_ECHOES
