@@ -110,8 +110,9 @@ def test_a_probe_that_ends_without_a_word_leaves_the_next_one_to_ask(end: str) -
     bad = offer(play, "x")
     hear(play, bad, SPENT)
     settle(play, bad)
+    play.do(Op("advance", gap=5 * NS - 1))
     assert offer(play, "x").reason is Reason.SPEND_LIMIT
-    play.do(Op("advance", gap=5 * NS))
+    play.do(Op("advance", gap=1))
     probe = offer(play, "x")
     if end == "retry":
         assert play.engine.retry(play.now, probe, play.now + NS, refused=False) is not None
