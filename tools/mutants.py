@@ -58,6 +58,7 @@ class Run:
 
     exit_code: int
     passed: int
+    skipped: int
     failures: tuple[str, ...]
     errors: int
     output: str
@@ -147,14 +148,14 @@ def check_syntax(path: Path) -> None:
         raise MutantError(f"the patched file does not compile: {error}") from error
 
 
-def run_test(bench: Bench, tree: Path, test: str) -> Run:
-    """Run one test in a tree, in a process of its own."""
+def run_tests(bench: Bench, tree: Path, *tests: str) -> Run:
+    """Run tests in a tree, in a process of their own, until one fails."""
     handle, report = tempfile.mkstemp(suffix=".xml", dir=bench.scratch)
     os.close(handle)
     options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}"]
-    command = [sys.executable, "-m", "pytest", *options, *bench.pytest_options, test]
+    command = [sys.executable, "-m", "pytest", *options, *bench.pytest_options, *tests]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
-    exit_code, output = run_limited(command, tree, environment, bench.limit_s)
+    exit_code, output = run_limited(command, tree, environment, bench.limit_s * len(tests))
     return summarise(exit_code, output, Path(report))
 
 
@@ -178,12 +179,13 @@ def run_limited(
 def summarise(exit_code: int, output: str, report: Path) -> Run:
     """Count what pytest reported."""
     if not report.stat().st_size:
-        return Run(exit_code, 0, (), 0, output)
+        return Run(exit_code, 0, 0, (), 0, output)
     cases = list(ET.parse(report).iter("testcase"))  # noqa: S314 - written by pytest a moment ago
     failures = tuple(failure.get("message", "") for case in cases for failure in case.iter("failure"))
     errors = sum(len(case.findall("error")) for case in cases)
     passed = sum(1 for case in cases if not {child.tag for child in case} & {"failure", "error", "skipped"})
-    return Run(exit_code, passed, failures, errors, output)
+    skipped = sum(len(case.findall("skipped")) for case in cases)
+    return Run(exit_code, passed, skipped, failures, errors, output)
 
 
 def baseline_fault(run: Run) -> str:
@@ -219,23 +221,41 @@ def try_mutant(bench: Bench, mutant: Mutant, faults: dict[str, str]) -> list[Ver
     try:
         tree = bench.copy(name)
         apply(mutant, tree)
-        return [Verdict(law, name, test, *judge(run_test(bench, tree, test))) for test in mutant.tests]
+        return [Verdict(law, name, test, *judge(run_tests(bench, tree, test))) for test in mutant.tests]
     except MutantError as error:
         return [Verdict(law, name, mutant.tests[0], "ERROR", str(error))]
 
 
 def baseline(bench: Bench, tests: Sequence[str]) -> dict[str, str]:
-    """Run every named test once on the code as it is: test → fault, empty if it passes."""
+    """Run every named test once on the code as it is: test → fault, empty if it passes.
+
+    Many share a process; only where that does not go smoothly each has one of its own, which says whose fault
+    it is.
+    """
     tree = bench.copy("as-it-is")
+
+    def smooth(some: Sequence[str]) -> bool:
+        try:
+            run = run_tests(bench, tree, *some)
+        except MutantError:
+            return False
+        return run.exit_code == 0 and not run.skipped
 
     def fault(test: str) -> str:
         try:
-            return baseline_fault(run_test(bench, tree, test))
+            return baseline_fault(run_tests(bench, tree, test))
         except MutantError as error:
             return f"on the code as it is: {error}"
 
+    parts = [part for part in (tests[at :: bench.jobs] for at in range(bench.jobs)) if part]
     with ThreadPoolExecutor(bench.jobs) as pool:
-        return dict(zip(tests, pool.map(fault, tests), strict=True))
+        rough = [
+            test
+            for part, fine in zip(parts, pool.map(smooth, parts), strict=True)
+            if not fine
+            for test in part
+        ]
+        return dict.fromkeys(tests, "") | dict(zip(rough, pool.map(fault, rough), strict=True))
 
 
 def read_all(folder: Path) -> tuple[list[Mutant], list[Verdict]]:
