@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from operator import attrgetter, gt, mul, sub
+from operator import add, attrgetter, gt, mul, sub
 
 from scheduler.core.bucket import Scale
 from scheduler.core.quota import DIMENSIONS, ONE, Cost, Quota, exact, full_burst
@@ -192,9 +192,21 @@ class Account:
             floor = (exact if at - scale.p < exact < at else at) - scale.capacity + amount
             zeros[index] = exact if exact > floor else floor
 
-    def give_back(self, amounts: Amounts) -> None:
-        """Return unused units; what lies above the burst is capped, and negative amounts are charged."""
-        self.zeros[:] = map(sub, self.zeros, amounts)
+    def taken(self, amounts: Amounts, now: int) -> list[int] | None:
+        """Every bucket as `take` at `now` would leave it; None if they do not all afford their amounts."""
+        taken, zeros = [], self.zeros
+        for index, scale in enumerate(self.shape.scales):
+            at, amount = scale.p * now, amounts[index]
+            exact = zeros[index] + amount
+            if exact > at:
+                return None
+            floor = (exact if exact > at - scale.p else at) - scale.capacity + amount
+            taken.append(exact if exact > floor else floor)
+        return taken
+
+    def exchange(self, charged: Amounts, used: Amounts) -> None:
+        """Let what was used take the place of what was charged; what lies above the burst is capped."""
+        self.zeros[:] = map(add, map(sub, self.zeros, charged), used)
 
     def slot_wait(self, hold: int, ahead: int) -> int:
         """Nanoseconds until a slot is expected with `ahead` jobs before one, each holding it for `hold`."""

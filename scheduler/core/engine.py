@@ -7,7 +7,7 @@ next time at which anything can happen. Nothing in here reads a clock, sleeps, l
 
 from __future__ import annotations
 
-from scheduler.core.account import Account, shape_of
+from scheduler.core.account import shape_of
 from scheduler.core.bucket import Scale
 from scheduler.core.entry import RUN_BITS, RUNNING, SEQUENCE_BITS, WAITING, Entry
 from scheduler.core.following import NEVER
@@ -128,12 +128,15 @@ class Engine(Ladder):
             return False
         if tenant.free <= 0 or gate.free <= 0 or root.free <= 0 or gate.paused_until > now:
             return False
-        accounts: tuple[Account, ...] = (tenant, gate) if gate.zeros else (tenant,)
-        for account in accounts:
-            if account.shape.never(cost) or not account.affords(account.shape.amounts(cost), now):
+        zeros = None if tenant.shape.never(cost) else tenant.taken(tenant.shape.amounts(cost), now)
+        if zeros is None:
+            return False
+        if gate.zeros:
+            shared = None if gate.shape.never(cost) else gate.taken(gate.shape.amounts(cost), now)
+            if shared is None:
                 return False
-        for account in accounts:
-            account.take(now, account.shape.amounts(cost))
+            gate.zeros = shared
+        tenant.zeros = zeros
         tenant.free -= 1
         gate.free -= 1
         root.free -= 1

@@ -65,14 +65,18 @@ def learn(known: Mean | None, told: Mean | None, counted: int, usage: Usage) -> 
 
     None for one that is not there yet; those that are there are changed.
     """
-    surplus, output = min(usage.input_tokens, MOST) - counted, min(usage.output_tokens, MOST)
+    read, output = usage.input_tokens, usage.output_tokens
+    surplus = (read if read < MOST else MOST) - counted
+    if output > MOST:
+        output = MOST
     if told is None:
         told = [surplus, output]
     if known is None:
         known = [*told]
-    for mean in (known, told):
-        mean[0] += (surplus - mean[0]) * PART
-        mean[1] += (output - mean[1]) * PART
+    known[0] += (surplus - known[0]) * PART
+    known[1] += (output - known[1]) * PART
+    told[0] += (surplus - told[0]) * PART
+    told[1] += (output - told[1]) * PART
     return known, told
 
 

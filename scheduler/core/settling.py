@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from operator import sub
-
 from scheduler.core.changes import Changes
 from scheduler.core.entry import ENDED, REFUSED, RUNNING, WAITING, Entry, State
 from scheduler.core.fairness import fair_cost, weighted
@@ -140,18 +138,15 @@ class Settling(Changes):
     def _correct(self, entry: Entry, usage: Cost, now: int) -> None:
         """Replace what was charged by what was used, in every bucket and in the fairness account."""
         tenant, gate = entry.owner, entry.shared
-        above = False
         for account in (tenant, gate):
             if account.zeros:
-                charged, real = account.shape.amounts(entry.cost), account.shape.amounts(usage)
-                unused = tuple(map(sub, charged, real))
-                account.give_back(unused)
-                above = above or min(unused) < 0
+                account.exchange(account.shape.amounts(entry.cost), account.shape.amounts(usage))
         if entry.period:
             difference = self._step(entry, usage) - self._step(entry, entry.cost)
             gate.fair.correct(tenant.name, difference, entry.period)
         if not self.waiting:
             return
+        above = tenant.shape.exceeds(usage, entry.cost) or gate.shape.exceeds(usage, entry.cost)
         tenant.forget_tails()
         if above:
             self._worsen(tenant, Cause.USAGE_ABOVE_ESTIMATE, now)

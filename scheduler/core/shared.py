@@ -166,7 +166,7 @@ class SharedGate(Gate):
     def replace(self, state: TenantState, job: StoredJob, usage: Usage, now: int) -> None:
         """Replace what was charged for a grant by what was used, in buckets and tags."""
         charged, real = self.shape.amounts(job.cost), self.shape.amounts(usage)
-        self.give_back(tuple(c - r for c, r in zip(charged, real, strict=True)))
+        self.exchange(charged, real)
         self.correct(state, job, usage, now)
         if charged != real:
             self.move(now)

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from scheduler.core.account import shape_of
-from scheduler.core.gate import Gate
+from scheduler.core.account import Shape, shape_of
 from scheduler.core.learning import within
 from scheduler.core.policy import Policy, Rung
 from scheduler.core.quota import NS, ONE, Cost, Quota, instance
-from scheduler.core.tenant import Tenant
 from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.arguments import (
     MAX_TENANT,
@@ -39,7 +37,6 @@ class Asking(Reports):
     """
 
     metering = False
-    _unknown = False
     _gate: str | None
     _policy: Policy | None
     _policy_of: Callable[[str], Policy]
@@ -104,29 +101,23 @@ class Asking(Reports):
             unknown = any(shape_of(quota).metered for quota in given if isinstance(quota, Quota))
         else:
             unknown = True  # nobody knows before the tenant is seen
-        if unknown:
-            self._unknown = True
         if unknown or any(gate.shape.metered for gate in self.engine.gates.values()):
             self.metering = True
 
-    def _metered(self, turn: Turn) -> tuple[Gate, Tenant | None] | None:
-        """The job's gate and tenant, if one of them limits tokens."""
-        gate, known = self.engine.gates[turn.gate], self.engine.tenants.get(turn.tenant)
-        if known is not None:
-            metered = known.shape.metered
-        else:
-            metered = self._unknown and shape_of(self.engine.quota_of(turn.tenant)).metered
-        return (gate, known) if metered or gate.shape.metered else None
+    def _metered(self, turn: Turn) -> tuple[Shape, Shape] | None:
+        """The shapes of the job's tenant and gate, if one of them limits tokens."""
+        gate, known = self.engine.gates[turn.gate].shape, self.engine.tenants.get(turn.tenant)
+        own = shape_of(self.engine.quota_of(turn.tenant)) if known is None else known.shape
+        return (own, gate) if own.metered or gate.metered else None
 
     def reserve(self, turn: Turn, prompt: Any) -> bool:
         """Fix what a job is charged, by an estimate. False if counting takes a while: then await `count`."""
-        accounts = self._metered(turn)
-        if accounts is None:
+        shapes = self._metered(turn)
+        if shapes is None:
             return True
         if self.estimates.takes_a_while:
             return False
-        gate, known = accounts
-        self._charge(turn, self.estimates.count(prompt), gate, known)
+        self._charge(turn, self.estimates.count(prompt), *shapes)
         return True
 
     async def count(self, turn: Turn, prompt: Any) -> None:
@@ -157,12 +148,10 @@ class Asking(Reports):
 
     def expect(self, turn: Turn, counted: int) -> None:
         """Charge a turn an estimate for a prompt of so many tokens, if its tokens are limited."""
-        accounts = self._metered(turn)
-        if accounts is not None:
-            self._charge(turn, counted, *accounts)
+        shapes = self._metered(turn)
+        if shapes is not None:
+            self._charge(turn, counted, *shapes)
 
-    def _charge(self, turn: Turn, counted: int, gate: Gate, known: Tenant | None) -> None:
+    def _charge(self, turn: Turn, counted: int, own: Shape, gate: Shape) -> None:
         cost = self.estimates.estimate(turn.tenant, turn.gate, counted)
-        shape = shape_of(self.engine.quota_of(turn.tenant)) if known is None else known.shape
-        cost = within(cost, counted, shape, gate.shape)
-        turn.cost, turn.counted, turn.plain = cost, counted, False
+        turn.cost, turn.counted, turn.plain = within(cost, counted, own, gate), counted, False

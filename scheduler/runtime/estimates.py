@@ -82,6 +82,8 @@ class Estimates:
     def count(self, prompt: Any) -> int:
         """How many input tokens a prompt has, where that need not be awaited."""
         counted: Any = self._count(prompt)
+        if counted.__class__ is int and counted >= 0:
+            return counted  # which is nearly always
         return whole("count: what it returned", counted, 0)
 
     async def count_later(self, prompt: Any) -> int:
@@ -102,9 +104,11 @@ class Estimates:
         if not learning.teaches(usage):
             return
         key = tenant, gate
-        self._known[key], self._gates[gate] = learning.learn(
-            self._known.get(key), self._gates.get(gate), counted, usage
-        )
-        self._known.move_to_end(key)
+        known, told = self._known.get(key), self._gates.get(gate)
+        if known is not None and told is not None:  # which are changed
+            learning.learn(known, told, counted, usage)
+            self._known.move_to_end(key)
+            return
+        self._known[key], self._gates[gate] = learning.learn(known, told, counted, usage)
         if len(self._known) > self._memory:
             self._known.popitem(last=False)

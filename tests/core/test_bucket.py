@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scheduler.core.account import Account, shape_of
 from scheduler.core.bucket import Scale
 from scheduler.core.quota import NS, Cost, Quota, Rate
+from tests.core.play import costs, quotas
 
 rates = st.builds(
     Rate,
@@ -105,7 +106,7 @@ def test_what_is_given_back_is_as_if_it_had_never_been_charged(
     account, untouched = (Account(shape_of(Quota(rate)), 0) for _ in range(2))
     amounts = account.shape.amounts(Cost(min(cost, rate.burst or 1)))
     account.take(idle, amounts)
-    account.give_back(amounts)
+    account.exchange(amounts, account.shape.nothing)
     scale = account.shape.scales[0]
     levels = [scale.level(a.zeros[0], idle + later) for a in (account, untouched)]
     assert levels[0] == levels[1] == scale.capacity
@@ -115,7 +116,7 @@ def test_what_is_given_back_is_as_if_it_had_never_been_charged(
 def test_the_level_never_passes_the_burst(rate: Rate, given_back: int, later: int) -> None:
     """Give-backs are capped, however much is given back."""
     account = Account(shape_of(Quota(rate)), 0)
-    account.give_back(account.shape.amounts(Cost(given_back)))
+    account.exchange(account.shape.amounts(Cost(given_back)), account.shape.nothing)
     scale = account.shape.scales[0]
     assert scale.level(account.zeros[0], later) == scale.capacity
 
@@ -158,3 +159,21 @@ def test_several_buckets_are_taken_all_or_nothing() -> None:
     account.take(NS, amounts)
     levels = [s.level(z, NS) // s.unit for s, z in zip(account.shape.scales, account.zeros, strict=True)]
     assert levels == [1, 0]
+
+
+@given(quotas, costs, st.lists(st.tuples(st.integers(0, 2 * NS), costs), max_size=8))
+def test_whether_and_what_is_taken_are_one_answer(
+    quota: Quota, cost: Cost, before: list[tuple[int, Cost]]
+) -> None:
+    """What may be taken at once leaves the buckets as any charge would; what may not leaves them alone."""
+    account, now = Account(shape_of(quota), 0), 0
+    for gap, charged in before:
+        now += gap
+        account.take(now, account.shape.amounts(charged))
+    amounts, zeros = account.shape.amounts(cost), list(account.zeros)
+    taken = account.taken(amounts, now)
+    assert account.zeros == zeros
+    assert (taken is not None) == account.affords(amounts, now)
+    if taken is not None:
+        account.take(now, amounts)
+        assert taken == account.zeros
