@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from scheduler import Policy, Quota, Upstream
-from scheduler.core.quota import ONE
+from scheduler import Policy, Quota, Rate, Upstream
+from scheduler.core.quota import NS, ONE
 from scheduler.stores.postgres import PostgresStore, gates, operations
 from scheduler.stores.postgres.connections import PINNED
 from scheduler.stores.postgres.locked import Locked
@@ -99,3 +99,51 @@ async def test_a_conversation_that_goes_on_while_it_is_pruned(dsn: str) -> None:
                 await blocked(first)
             assert await prunes == "DELETE 0"
         assert len(await talks.history(session)) == 1
+
+
+async def test_a_heartbeat_waits_for_nobody(dsn: str) -> None:
+    """Whoever has one of its rows may want another one next."""
+    asked = Request("acme", '"x"', Quota(), Policy(), ONE)
+    async with PostgresStore(dsn) as store:
+        for _ in range(2):
+            await store.submit(asked)
+        claimed = await store.claim("w", 2)
+        assert claimed is not None
+        callers = [
+            (await store.submit(asked._replace(prompt=None, home="here", lease=NS))).id for _ in range(2)
+        ]
+        async with transaction(dsn) as other, transaction(dsn) as connection:
+            taken = [claimed.claims[1].id, callers[1]]
+            await other.execute("update waitline.job set lease = lease where id = any($1)", taken)
+            assert await store.beat(claimed.claims) == dict.fromkeys((c.id for c in claimed.claims), False)
+            held = await connection.fetch(statement("home_beat"), callers, 5 * NS, "here")
+            assert sorted(row["id"] for row in held) == callers
+            leases = await connection.fetch("select id, lease from waitline.job order by id")
+        before = {row["id"]: row["lease"] for row in leases}
+        assert before[claimed.claims[0].id] > before[claimed.claims[1].id]
+        assert before[callers[0]] > before[callers[1]]
+
+
+async def test_a_rescue_takes_all_its_tenants_at_once(dsn: str) -> None:
+    """Whose time is over and whose process died: in one order, or a submit for both would stand in its way."""
+    hour = Quota(Rate(1, per=3600, burst=1))
+    asked = Request("zulu", '"x"', hour, Policy(max_wait=None), ONE)
+    async with PostgresStore(dsn) as store:
+        for tenant in ("alpha", "zulu"):
+            await store.submit(asked._replace(tenant=tenant))
+        claimed = await store.claim("w", 2)
+        assert claimed is not None
+        late = await store.submit(asked._replace(timeout=7200 * NS))
+        await store.submit(asked._replace(tenant="alpha", prompt=None, home="dead", lease=1))
+        async with transaction(dsn) as second:
+            await second.execute("update waitline.job set deadline = arrival + 1 where id = $1", late.id)
+        async with transaction(dsn) as second:
+            async with transaction(dsn) as first:
+                await Locked.these(first, ["alpha"])
+                rescue = asyncio.create_task(store.rescue(5))
+                await blocked(first)
+                # It waits for the first of its tenants, and has none that comes after that one.
+                await second.execute("set local lock_timeout = '5s'")
+                assert (await Locked.these(second, ["zulu"])).states
+            assert not rescue.done()
+        assert await rescue == 2

@@ -110,6 +110,8 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
     `max_attempts` None leaves the jobs of dead workers to those who run jobs.
     """
     found = await connection.fetch(statement("lost"), most, about, max_attempts is not None)
+    # All at once, in the one order: what follows locks some of them again.
+    await Locked.these(connection, {row["tenant"] for row in found})
     waiting = [row for row in found if not row["running"]]
     late = [(row["id"], row["tenant"]) for row in waiting if row["home"] is None]
     rescued = len(await withdraw(connection, late, FAILED, "timeout", expired=True)) if late else 0
