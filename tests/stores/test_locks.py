@@ -10,11 +10,11 @@ import asyncpg
 
 from scheduler import Policy, Quota, Rate, Upstream
 from scheduler.core.quota import NS, ONE
-from scheduler.stores.postgres import PostgresStore, gates, operations
+from scheduler.stores.postgres import PostgresStore, forgetting, gates, operations, settling
 from scheduler.stores.postgres.connections import PINNED
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import FAILED, Ended, Request
+from scheduler.stores.values import DONE, FAILED, Ended, Request
 from tests.stores.test_plans import QUOTA
 
 
@@ -125,7 +125,7 @@ async def test_a_heartbeat_waits_for_nobody(dsn: str) -> None:
 
 
 async def test_a_rescue_takes_all_its_tenants_at_once(dsn: str) -> None:
-    """Whose time is over and whose process died: in one order, or a submit for both would stand in its way."""
+    """Late jobs, those of dead processes: in one order, or it and a submit for both wait for each other."""
     hour = Quota(Rate(1, per=3600, burst=1))
     asked = Request("zulu", '"x"', hour, Policy(max_wait=None), ONE)
     async with PostgresStore(dsn) as store:
@@ -147,3 +147,38 @@ async def test_a_rescue_takes_all_its_tenants_at_once(dsn: str) -> None:
                 assert (await Locked.these(second, ["zulu"])).states
             assert not rescue.done()
         assert await rescue == 2
+
+
+async def test_a_tenant_is_dropped_without_the_locks_of_others(dsn: str) -> None:
+    """What may take long, a walk over all jobs, is no time in which nobody can pass a gate."""
+    async with PostgresStore(dsn) as store:
+        await store.hearing.declare({"m": Upstream(Quota())})
+        for tenant in ("acme", "zoo"):
+            await store.submit(Request(tenant, '"x"', Quota(), Policy(), ONE, key=tenant, gate="m"))
+        await store.forget("acme")
+        async with transaction(dsn) as first:
+            await first.execute("delete from waitline.job where tenant = 'acme'")
+            ((idle,), later) = await forgetting.idle_tenants(first, store.about() + NS, NS)
+        async with transaction(dsn) as second, transaction(dsn) as first:
+            assert await forgetting.drop_tenant(first, idle, later) == 1
+            await second.execute("set local lock_timeout = '5s'")
+            assert (await Locked.these(second, ["zoo"])).gates.keys() == {"m"}
+
+
+async def test_a_tenant_that_is_charged_after_it_was_found_idle_is_not_dropped(dsn: str) -> None:
+    """Or it would have a full bucket the next time; nor is one that has left a job behind."""
+    hour = Quota(Rate(1, per=3600, burst=1))
+    async with PostgresStore(dsn) as store:
+        asked = Request("acme", None, hour, Policy(), ONE, home="here", lease=NS)
+        async with transaction(dsn) as first:
+            await Locked.made(first, {"acme": hour})
+            await forgetting.mark(first, "acme")
+            ((idle,), later) = await forgetting.idle_tenants(first, store.about(), NS)
+        caller = await store.submit(asked)
+        assert await store.claim("w", 1) is not None
+        async with transaction(dsn) as first:
+            assert await settling.settle(first, [Ended(caller.id, "acme", 1, DONE)]) == [True]
+        async with transaction(dsn) as first:
+            assert await first.fetchval("select count(*) from waitline.job") == 0
+            assert await forgetting.drop_tenant(first, idle, later) == 0
+            assert await first.fetchval("select forgotten from waitline.tenant") == later

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncpg import Connection
 
 from scheduler.core.stored import TenantState
+from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import end_untaken, withdraw
 from scheduler.stores.postgres.statements import statement
@@ -51,17 +52,16 @@ def owes(locked: Locked, state: TenantState) -> bool:
     return any(gate.owes(state) for gate in locked.gates.values())
 
 
-async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
-    """Delete the rows of forgotten tenants whose absence would change no decision; how many.
+async def idle_tenants(connection: Connection, about: int, keep: int) -> tuple[list[TenantState], int]:
+    """Forgotten tenants whose absence would change no decision, and when to look at them again if they stay.
 
-    A row that still counts is looked at again later: when it is idle by itself, or else when what is left of
-    its jobs may have been pruned.
+    One that still counts is looked at again later: when it is idle by itself.
     """
     due = await connection.fetch(
         "select name from waitline.tenant where forgotten <= $1 order by forgotten limit $2", about, DROPPED
     )
     if not due:
-        return 0
+        return [], about
     locked = await Locked.these(connection, [row["name"] for row in due])
     now = await locked.time(connection)
     later: dict[str, int] = {}
@@ -71,12 +71,17 @@ async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
             later[name] = idle
         elif owes(locked, state):
             later[name] = now + keep
-    gone = await connection.fetch(
-        statement("drop_tenants"), [name for name in locked.states if name not in later]
-    )
-    left = {row["name"] for row in gone}
-    for name in locked.states:
-        if name not in left:
-            later.setdefault(name, now + keep)
     await connection.execute(statement("look_later"), list(later), list(later.values()))
-    return len(left)
+    return [state for name, state in locked.states.items() if name not in later], now + keep
+
+
+async def drop_tenant(connection: Connection, idle: TenantState, later: int) -> int:
+    """Delete the row of a tenant as it was found idle: 1, or 0 if it has jobs left or was charged since.
+
+    Then it is looked at again `later`, when its jobs may have been pruned. What it costs is two walks over
+    the table of jobs, so nobody else is locked.
+    """
+    gone = await connection.fetch(statement("drop_tenant"), idle.name, rows.write_numbers(idle.zeros))
+    if not gone:
+        await connection.execute(statement("look_later"), [idle.name], [later])
+    return len(gone)

@@ -69,7 +69,11 @@ class Keeping(Opened):
         if self.keep_sessions_ns is not None:
             pruned += await self.conversations.prune(about - self.keep_sessions_ns, most)
         async with self._connections.transaction() as connection:
-            return pruned + await forgetting.drop_tenants(connection, about, self.keep_ns)
+            idle, later = await forgetting.idle_tenants(connection, about, self.keep_ns)
+        for state in idle:
+            async with self._connections.transaction() as connection:
+                pruned += await forgetting.drop_tenant(connection, state, later)
+        return pruned
 
     async def forget(self, tenant: str) -> None:
         """Delete a tenant's prompts, results and conversations, cancel what waits, and stop what runs.

@@ -85,6 +85,7 @@ async def step_aside(
     for job in [here[number] for number in jobs if number in wanted and number in here]:
         state, line, before = locked.states[job.tenant], lines[job.tenant], (job.gate, job.cost)
         if locked.gates[job.gate].probe_id == job.sequence:
+            changed.append(job)  # it stays where it is, and is looked at later
             continue
         rungs = known.get(job.tenant) or Rungs(now, locked.gates, state, line)
         rungs.deferred, rungs.max_deferred, rungs.news = deferred, job.most_deferred, []

@@ -1,7 +1,7 @@
--- Forget tenants that have no jobs any more, and whose quota nobody has set.
+-- Forget a tenant that has no jobs any more and was charged nothing since, and whose quota nobody has set.
 with gone as (
     delete from waitline.tenant as t
-    where t.name = any($1::text[]) and t.origin < 2 and t.running = 0 and t.waiting = 0
+    where t.name = $1 and t.zeros = $2::text::numeric(60)[] and t.origin < 2 and t.running = 0 and t.waiting = 0
         and not exists (select from waitline.job where tenant = t.name)
     returning t.name
 ), unlearned as (
