@@ -11,7 +11,7 @@ from scheduler import Answer, Cost, Job, JobFailed, Policy, Quota, Rate, Rung, S
 from scheduler.core.quota import NS
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.gates import hear
-from scheduler.stores.values import FAILED, Accepted, Again, Claim, Ended, Heard, Request
+from scheduler.stores.values import DONE, FAILED, Accepted, Again, Claim, Ended, Heard, Request
 from scheduler.worker import Worker
 from tests.conformance.stored import WRONG, WRONG_AT_GATES, VirtualStore, opened
 from tests.core.play import START
@@ -263,3 +263,13 @@ async def test_a_deferred_job_goes_upstream_whatever_its_gate_says(dsn: str) -> 
             group.create_task(worker.run(signals=False))
             assert await ticket.result() == "done"
             worker.stop()
+
+
+async def test_a_process_that_has_not_heard_of_gates_ends_a_deferred_job(dsn: str) -> None:
+    """The notification may be lost, or on its way: the job held no slot all the same."""
+    async with opened(dsn) as store:
+        await deferred(store)
+        (taken,) = await store.claim_deferred("w", 5)
+        store.hearing.gates = {}
+        assert await store.settle(Ended(taken.id, "a", taken.tries, DONE, "1", plain=True))
+        await consistent(store)
