@@ -15,10 +15,9 @@ from scheduler.core.quota import NS, ONE, Cost, Quota, instance
 from scheduler.core.tenant import Tenant
 from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.arguments import (
-    MAX_TENANT,
     Bounds,
+    check_name,
     check_priority,
-    check_session,
     check_tenant,
     check_timeout,
 )
@@ -50,8 +49,7 @@ class Asking(Reports):
         self, kind: type[T], tenant: str, policy: Policy | None, cost: Cost | None, gate: str | None
     ) -> T:
         """Check the arguments that every call has, and make the turn that it asks for."""
-        if tenant.__class__ is not str or not 0 < len(tenant) <= MAX_TENANT:
-            check_tenant(tenant)
+        check_tenant(tenant)
         name = self._gate
         if gate is not None or name is None:
             if gate is not None and instance("gate", gate, str) in self.engine.gates:
@@ -77,7 +75,7 @@ class Asking(Reports):
     def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
         """Check the arguments that few calls have."""
         if session is not None:
-            turn.session, turn.plain = check_session(session), False
+            turn.session, turn.plain = check_name("session", session), False
         if timeout is not None:
             turn.expires, turn.plain = self._now() + check_timeout(timeout), False
         if priority != 0:

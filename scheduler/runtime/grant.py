@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from scheduler.core.entry import NEW, Entry
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, ONE, Cost, Usage, instance, whole
+from scheduler.core.quota import NS, ONE, Cost, Usage, amount, instance
 from scheduler.core.signals import Signal
 from scheduler.errors import SchedulerClosed
 
@@ -75,7 +75,7 @@ class Turn(Entry):
 
     def grow(self, output_tokens: int) -> None:
         """Say how many output tokens there are already: more than were reserved are charged at once."""
-        self.scheduler.grow(self, whole("output_tokens", output_tokens, 0))
+        self.scheduler.grow(self, amount("output_tokens", output_tokens))
 
     def ensure_open(self) -> None:
         """Raise `ErrRateLimited` if the gate was closed since the grant: the call must not begin."""

@@ -10,7 +10,7 @@ from typing import Any
 from scheduler.core.entry import ENDED
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NOTHING, nanoseconds, whole
+from scheduler.core.quota import NOTHING, amount, nanoseconds
 from scheduler.core.signals import Signal
 from scheduler.errors import Retry, SchedulerClosed
 from scheduler.runtime.admission import ensure_open, grow, hear
@@ -66,7 +66,7 @@ class WorkerJob(Job):
 
     def grow(self, output_tokens: int) -> None:
         """See `Turn.grow`; charged in the store in steps of a quarter."""
-        grow(self.store, self, whole("output_tokens", output_tokens, 0))
+        grow(self.store, self, amount("output_tokens", output_tokens))
 
     def ensure_open(self) -> None:
         """See `Turn.ensure_open`; a process hears from others in the time of a notification."""

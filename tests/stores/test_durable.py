@@ -168,7 +168,10 @@ async def test_a_closed_scheduler_accepts_nothing_and_its_jobs_still_run(dsn: st
     [
         ({"key": ""}, "key: must have 1 to 512 characters, got 0"),
         ({"key": 7}, "key: must be"),
+        ({"key": "k\0"}, r"key: must be valid Unicode without NUL, got 'k\\x00'"),
+        ({"session": "\ud800"}, r"session: must be valid Unicode without NUL, got '\\ud800'"),
         ({"timeout": 0}, "timeout: must be above 0"),
+        ({"timeout": 1e10}, "timeout: must be at most 4611686018 seconds, got 10000000000.0"),
         ({"gate": "x"}, "gate: must be one of"),
     ],
 )

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from scheduler.errors import SchedulerClosed
+from scheduler.stores.postgres.connections import Unkept
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -13,7 +16,8 @@ Answer = TypeVar("Answer")
 class Batches(Generic[Item, Answer]):
     """Hands items to `work` in batches of at most `most`, one batch at a time, and each caller its answer.
 
-    An answer that is an exception is raised. If `work` fails, every caller of that batch gets the exception.
+    An answer that is an exception is raised. If `work` fails, every caller of that batch gets the exception;
+    but of those that cannot be kept together each is tried alone, so that it fails only whose fault it is.
     `unwanted` hears of an answer whose caller was cancelled while it was worked on.
     """
 
@@ -34,8 +38,7 @@ class Batches(Generic[Item, Answer]):
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.append((item, future))
         if not self._busy:
-            self._busy = True
-            group.create_task(self._run())
+            self._begin(group)
         try:
             return await future
         except asyncio.CancelledError:
@@ -43,6 +46,20 @@ class Batches(Generic[Item, Answer]):
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._forgo(item, future.result())
             raise
+
+    def _begin(self, group: asyncio.TaskGroup) -> None:
+        work, self._busy = self._run(), True
+        try:
+            group.create_task(work)
+        except RuntimeError:  # the group is being torn down
+            work.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Nobody works any more: tell those who wait."""
+        self._busy = False
+        left, self._queue = self._queue, []
+        _tell(left, _closed())
 
     def _forgo(self, item: Item, answer: Answer) -> None:
         if self._unwanted is not None:
@@ -55,19 +72,27 @@ class Batches(Generic[Item, Answer]):
                 # Whoever was cancelled before its batch began is left out of it.
                 wanted = [(item, future) for item, future in batch if not future.done()]
                 if wanted:
-                    await self._do(wanted)
+                    try:
+                        await self._do(wanted)
+                    except BaseException:
+                        _tell(wanted, _closed())
+                        raise
         finally:
-            self._busy = False
-            for _, future in self._queue:
-                future.cancel()
+            self._close()
 
     async def _do(self, batch: Sequence[tuple[Item, asyncio.Future[Answer]]]) -> None:
         try:
             answers = await self._work([item for item, _ in batch])
+        except Unkept as error:
+            if len(batch) == 1:
+                _tell(batch, error)
+            else:
+                for pair in batch:
+                    if not pair[1].done():
+                        await self._do([pair])
+            return
         except Exception as error:  # noqa: BLE001 - it belongs to those who asked
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            _tell(batch, error)
             return
         for (item, future), answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
@@ -77,3 +102,14 @@ class Batches(Generic[Item, Answer]):
                 self._forgo(item, answer)
             else:
                 future.set_result(answer)
+
+
+def _closed() -> SchedulerClosed:
+    return SchedulerClosed("the store was closed while the call waited")
+
+
+def _tell(batch: Sequence[tuple[Item, asyncio.Future[Answer]]], error: Exception) -> None:
+    """Tell those who still wait why they wait in vain."""
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)

@@ -8,7 +8,7 @@ from scheduler.core.stored import TenantState
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import end_untaken, withdraw
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import CANCELLED
+from scheduler.stores.values import CANCELLED, FAR
 
 PAGE = 5000
 """Jobs, of whatever tenant, that are looked through in one transaction."""
@@ -68,7 +68,7 @@ async def drop_tenants(connection: Connection, about: int, keep: int) -> int:
     for name, state in locked.states.items():
         idle = state.tenant().idle_at()
         if idle > now:
-            later[name] = idle
+            later[name] = min(idle, FAR)
         elif owes(locked, state):
             later[name] = now + keep
     gone = await connection.fetch(

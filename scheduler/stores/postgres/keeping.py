@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from scheduler.configuration import Applied, Configuration
-from scheduler.core.quota import NS, positive
+from scheduler.core.quota import duration
 from scheduler.stores.postgres import configuring, forgetting, ladders, operations
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.connections import Connections, patiently
@@ -27,10 +27,8 @@ class Keeping(Opened):
         self, connections: Connections, migrate: bool, keep: float, keep_sessions: float | None
     ) -> None:
         super().__init__(connections, migrate)
-        self.keep_ns = int(positive("keep", keep) * NS)
-        self.keep_sessions_ns = (
-            None if keep_sessions is None else int(positive("keep_sessions", keep_sessions) * NS)
-        )
+        self.keep_ns = duration("keep", keep)
+        self.keep_sessions_ns = None if keep_sessions is None else duration("keep_sessions", keep_sessions)
         self.conversations = Conversations(connections)
         self._memories: Batches[Memory, bool] = Batches(self._remember, MEMORIES)
 

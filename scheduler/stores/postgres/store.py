@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic_ns
 from typing import Any
 
 from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
-from scheduler.core.quota import NS, Quota, instance, positive, whole
+from scheduler.core.quota import Quota, duration, instance, whole
 from scheduler.stores.postgres import claiming, gates, gating, ladders, plain, quoting, rows, settling
 from scheduler.stores.postgres.accepting import Accepting
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.claiming import Claimed
-from scheduler.stores.postgres.connections import Connections, patiently
+from scheduler.stores.postgres.connections import Connections, Unkept, patiently
 from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.returning import Returning
@@ -51,7 +52,7 @@ class PostgresStore(Accepting):
     ) -> None:
         opened = Connections(instance("dsn", dsn, str), whole("connections", connections, 1))
         super().__init__(opened, migrate, keep, keep_sessions)
-        self.lease_ns = int(positive("lease", lease) * NS)
+        self.lease_ns = duration("lease", lease)
         self._endings: Batches[Ending, bool] = Batches(self.record, BATCH)
         self._claims = plain.Guess()
         self._results = Results(self._connections)
@@ -72,8 +73,10 @@ class PostgresStore(Accepting):
             if claimed is not None and (claimed.claims or claimed.more):
                 return claimed
         if self._claims.may_be_plain():
-            async with self._connections.connection() as connection:
-                done, claimed = await plain.claim(connection, worker, slots, self.about(), self.lease_ns)
+            done = False
+            with suppress(Unkept):  # a time that is too far away for the database's arithmetic
+                async with self._connections.connection() as connection:
+                    done, claimed = await plain.claim(connection, worker, slots, self.about(), self.lease_ns)
             self._claims.note(plain=done)
             if done:
                 return claimed
