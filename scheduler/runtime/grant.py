@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -15,6 +16,9 @@ from scheduler.errors import SchedulerClosed
 
 if TYPE_CHECKING:
     from scheduler.runtime.scheduler import Scheduler
+
+LONGEST_KIND = 200
+"""Characters of what is recorded of a failure."""
 
 current_turn: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
 """The turn under which this context runs, or ran: how a hook finds the one that covers its message.
@@ -132,7 +136,16 @@ class Grant(Turn):
             self.scheduler.settle_grant(self, None)
 
 
+def kind_of(error: BaseException) -> str:
+    """What is recorded of a failure: a kind that an error names itself, or its type. Never its text."""
+    kind = type(error).__name__
+    with suppress(Exception):  # it is the handler's code that says it
+        kind = str(getattr(error, "kind", kind))
+    # What no text column takes would end the whole worker.
+    return kind[:LONGEST_KIND].replace("\0", "").encode("utf-8", "replace").decode()
+
+
 def is_cancelled(error: BaseException) -> bool:
     """Whether a job ended because somebody wanted no more of it."""
     ended = isinstance(error, (asyncio.CancelledError, GeneratorExit, SchedulerClosed))
-    return ended or getattr(error, "kind", None) == "cancelled"
+    return ended or kind_of(error) == "cancelled"
