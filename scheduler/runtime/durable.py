@@ -19,7 +19,7 @@ from scheduler.runtime.arguments import (
 from scheduler.runtime.durable_ticket import DurableTicket, error_of
 from scheduler.runtime.grant import Grant, Turn, current_turn
 from scheduler.runtime.job import Prompt, Ticket
-from scheduler.runtime.many import MOST_BYTES, each
+from scheduler.runtime.many import each
 from scheduler.runtime.outage import Outage
 from scheduler.runtime.reports import Levels, levels_of
 from scheduler.runtime.requesting import Requesting
@@ -27,7 +27,7 @@ from scheduler.runtime.scheduler import HasTenant
 from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Quote
 from scheduler.stores.protocol import Store
-from scheduler.stores.results import load
+from scheduler.stores.results import MOST_BYTES, load
 from scheduler.stores.values import DONE, Accepted, Answer, Holder, Request
 
 

@@ -17,6 +17,7 @@ from scheduler.runtime.arguments import (
 )
 from scheduler.runtime.gated import Gated
 from scheduler.runtime.job import Prompt
+from scheduler.stores.results import MOST_BYTES
 from scheduler.stores.values import Request
 
 
@@ -46,10 +47,13 @@ class Requesting(Gated):
         policy = self._policy_of(tenant) if policy is None else instance("policy", policy, Policy)
         if policy.ladder:
             policy = self._with_ladder(policy) if job else replace(policy, ladder=())
+        text = json.dumps(prompt)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"prompt: must have at most {MOST_BYTES} bytes as JSON, got {len(text)}")
         quota, gate = self.engine.quota_of(tenant), self._gate_for(gate)
         return Request(
             tenant=tenant,
-            prompt=json.dumps(prompt),
+            prompt=text,
             quota=quota,
             policy=policy,
             cost=ONE if cost is None else instance("cost", cost, Cost),

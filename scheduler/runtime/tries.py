@@ -15,7 +15,7 @@ from scheduler.errors import Retry, SchedulerClosed
 from scheduler.runtime.admission import ensure_open, grow, hear
 from scheduler.runtime.grant import current_turn, kind_of
 from scheduler.runtime.job import Handler, Job, short
-from scheduler.stores.results import dump
+from scheduler.stores.results import MOST_BYTES, dump
 from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
 
 POLICY = Policy()
@@ -135,9 +135,12 @@ class Try:
 
     def _done(self, job: Job, result: Any) -> Ended:
         try:
-            return self._ended(job, DONE, dump(result))
+            text = dump(result)
         except (TypeError, ValueError, RecursionError):
             return self._ended(job, FAILED, kind="result_is_not_json")
+        if len(text) > MOST_BYTES:
+            return self._ended(job, FAILED, kind="result_is_too_large")
+        return self._ended(job, DONE, text)
 
     def _again(self, job: Job, retry: Retry, about: int, max_attempts: int) -> Ended | Again:
         """Another try after `Retry`, unless it was the last attempt or comes too late."""

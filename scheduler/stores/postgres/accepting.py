@@ -21,6 +21,10 @@ BATCH = 250
 """Jobs in one transaction: so few that the database works on some while their callers make the next ones."""
 
 
+def _weight(request: Request) -> int:
+    return len(request.prompt or "")  # JSON, and so ASCII
+
+
 class Accepting(Keeping):
     """The store of jobs that are asked for."""
 
@@ -28,7 +32,7 @@ class Accepting(Keeping):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._submits: Batches[Request, Accepted] = Batches(self._submit, BATCH, self._unwanted)
+        self._submits: Batches[Request, Accepted] = Batches(self._submit, BATCH, self._unwanted, _weight)
         self._together: Batches[Sequence[Request], Sequence[Answer]] = Batches(
             self._submit_together, 1, self._all_unwanted
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 from scheduler.errors import SchedulerClosed
 from scheduler.stores.postgres.connections import Unkept
+from scheduler.stores.results import MOST_BYTES
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -15,6 +17,8 @@ Answer = TypeVar("Answer")
 
 class Batches(Generic[Item, Answer]):
     """Hands items to `work` in batches of at most `most`, one batch at a time, and each caller its answer.
+
+    `weigh`: the bytes of an item, of which a batch has no more than fit in one message.
 
     An answer that is an exception is raised. If `work` fails, every caller of that batch gets the exception;
     but of those that cannot be kept together each is tried alone, so that it fails only whose fault it is.
@@ -26,10 +30,12 @@ class Batches(Generic[Item, Answer]):
         work: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
         most: int,
         unwanted: Callable[[Item, Answer], None] | None = None,
+        weigh: Callable[[Item], int] | None = None,
     ) -> None:
         self._work = work
         self._most = most
         self._unwanted = unwanted
+        self._weigh = weigh
         self._queue: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._busy = False
 
@@ -68,7 +74,10 @@ class Batches(Generic[Item, Answer]):
     async def _run(self) -> None:
         try:
             while self._queue:
-                batch, self._queue = self._queue[: self._most], self._queue[self._most :]
+                most, weigh = self._most, self._weigh
+                if weigh is not None:
+                    most = fitting((weigh(item) for item, _ in self._queue), most)
+                batch, self._queue = self._queue[:most], self._queue[most:]
                 # Whoever was cancelled before its batch began is left out of it.
                 wanted = [(item, future) for item, future in batch if not future.done()]
                 if wanted:
@@ -102,6 +111,17 @@ class Batches(Generic[Item, Answer]):
                 self._forgo(item, answer)
             else:
                 future.set_result(answer)
+
+
+def fitting(weights: Iterable[int], most: int) -> int:
+    """How many of the first items go in one message, given the bytes of each: one or more, at most `most`."""
+    count, left = 0, MOST_BYTES
+    for weight in islice(weights, most):
+        left -= weight
+        if left < 0 and count:
+            break
+        count += 1
+    return count
 
 
 def _closed() -> SchedulerClosed:
