@@ -100,8 +100,9 @@ async def test_a_ticket_is_found_again_from_another_process_by_its_tenant_only(d
         assert (await found.result())["prompt"] == "x"
         with pytest.raises(LookupError):
             await other.ticket(ticket.id, tenant="zeta")
-        with pytest.raises(LookupError):
-            await other.ticket("nonsense", tenant="acme")
+        for number in ("nonsense", "0", "9" * 19, "9" * 20, "9" * 5000):
+            with pytest.raises(LookupError, match="job: tenant 'acme' has none with id"):
+                await other.ticket(number, tenant="acme")
 
 
 async def test_a_key_is_accepted_once(dsn: str) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 
 import asyncpg
 
+from scheduler.errors import SchedulerError
 from scheduler.stores.values import Unreached
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ async def _leave_as_it_is(_: object) -> None:
     """Nothing here changes a session, and putting it back in order would be a round trip after each use."""
 
 
-class Unkept(ValueError):
+class Unkept(SchedulerError, ValueError):
     """A value that the database cannot keep was part of what it was told, none of which it has kept.
 
     It does not say which value: the database's own error shows all that came together, of whomever.

@@ -18,6 +18,7 @@ from scheduler.stores.postgres.batches import Batches, fitting
 from scheduler.stores.postgres.claiming import Claimed
 from scheduler.stores.postgres.connections import Connections, Unkept, patiently
 from scheduler.stores.postgres.hearing import Hearing
+from scheduler.stores.postgres.keeping import NUMBERS
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.returning import Returning
 from scheduler.stores.postgres.settlement import Ending
@@ -203,6 +204,8 @@ class PostgresStore(Accepting):
 
     async def look(self, job: int, tenant: str) -> Known | None:
         """How a job stands; None if the tenant has none of that number."""
+        if job not in NUMBERS:
+            return None
         async with self._connections.connection() as connection:
             return await quoting.see(connection, job, tenant)
 
