@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.policy import Policy, Rung
-from scheduler.core.quota import DIMENSIONS, WORD, Quota, Rate
+from scheduler.core.quota import DIMENSIONS, WORD, Quota, Rate, plain_text
 from scheduler.core.signals import Upstream
 
 T = TypeVar("T")
@@ -67,10 +67,11 @@ class Configuration:
         if not 0 < self.version < WORD:
             raise ValueError(f"version: must be at least 1 and below {WORD}, got {self.version!r}")
         for name in self.tenants:
-            if not 0 < len(name) <= MAX_NAME or "\0" in name:
+            if not 0 < len(name) <= MAX_NAME:
                 raise ValueError(
                     f"tenants: a name must have 1 to {MAX_NAME} characters and no NUL, got {name[:40]!r}"
                 )
+            plain_text("tenants: a name", name)
 
     def quota(self, tenant: str) -> Quota:
         """A tenant's quota: ``Scheduler(quotas=configuration.quota)``. No limits, if nothing is said."""

@@ -9,7 +9,7 @@ import copyreg
 from typing import Any
 
 from scheduler.core.policy import Refusal
-from scheduler.core.quota import NS
+from scheduler.core.quota import NS, nanoseconds
 
 
 class SchedulerError(Exception):
@@ -151,10 +151,14 @@ class Retry(SchedulerError):
     The exception that is its `__cause__` becomes the cause of `JobFailed` after the last attempt.
     """
 
+    after_ns: int
+    """`after` in nanoseconds, worked out once."""
+
     def __init__(self, after: float = 0.0, *, pause_gate: bool = False, refused: bool = False) -> None:
         if not after >= 0.0 or after == float("inf"):
             raise ValueError(f"after: must be finite seconds of at least 0, got {after!r}")
         super().__init__(after)
         self.after = after
+        self.after_ns = nanoseconds("after", after)
         self.pause_gate = pause_gate
         self.refused = refused

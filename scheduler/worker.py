@@ -9,19 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 from scheduler.core.quota import NS, positive, whole
+from scheduler.runtime.arguments import check_name
 from scheduler.runtime.deferring import Deferring
 from scheduler.runtime.job import Handler
 from scheduler.runtime.limits import Limits
 from scheduler.runtime.tries import Try
 from scheduler.stores.postgres import PostgresStore
-from scheduler.stores.postgres.connections import (
-    FIRST_PAUSE,
-    LONGEST,
-    LONGEST_PAUSE,
-    LOST,
-    SAFETY,
-    SHORTEST,
-)
+from scheduler.stores.postgres.connections import FIRST_PAUSE, LONGEST, LONGEST_PAUSE, LOST, SAFETY, SHORTEST
 from scheduler.stores.values import Again, Claim, Ended
 
 PRUNING = 60.0
@@ -62,7 +56,7 @@ class Worker:
         self._concurrency = whole("concurrency", concurrency, 1)
         self._max_attempts = whole("max_attempts", max_attempts, 1)
         self._run_timeout = float(positive("run_timeout", run_timeout))
-        self.name = secrets.token_hex(8) if name is None else name
+        self.name = secrets.token_hex(8) if name is None else check_name("name", name)
         self._tries: set[Try] = set()  # until they are recorded, so that their leases are renewed
         self._running = 0
         self._over: list[tuple[Try, Ended | Again]] = []

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from rich.console import Console
 
 from scheduler.cli.usage import DEFAULT_MODEL, UsageError
@@ -20,6 +20,9 @@ INTERRUPTED = 130
 
 Folder = Annotated[Path | None, Parameter(name="--data")]
 """Where the embedded PostgreSQL keeps its data, whatever WAITLINE_DATABASE_URL says."""
+
+Most = Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1_000_000))]
+"""How many rows a table has at most."""
 
 app = App(
     name="waitline",

@@ -83,7 +83,10 @@ async def submit(dsn: str, tenant: str, prompt: str, quota: Quota, settings: dic
     """Commit a prompt, and print its reply unless nobody waits for it."""
     console, wait = Console(highlight=False), settings.pop("wait")
     async with Scheduler(store=PostgresStore(dsn), quotas=quota) as scheduler:
-        ticket = await scheduler.enqueue(tenant, prompt, **settings)
+        try:
+            ticket = await scheduler.enqueue(tenant, prompt, **settings)
+        except (TypeError, ValueError) as error:
+            raise UsageError(str(error)) from None
         Console(stderr=True, highlight=False).print(
             f"Job {ticket.id} of {tenant}: position {ticket.position}, promised in {ticket.wait:.3f} s",
             soft_wrap=True,

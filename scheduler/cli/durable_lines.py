@@ -20,7 +20,7 @@ from scheduler import Ticket
 from scheduler.cli.lines import Note, Over, noted
 from scheduler.cli.options import Options
 from scheduler.cli.spool import Line
-from scheduler.runtime.arguments import check_session
+from scheduler.runtime.arguments import check_name
 from scheduler.runtime.durable import DurableScheduler
 from scheduler.runtime.durable_ticket import DurableTicket
 from scheduler.stores.postgres import PostgresStore
@@ -69,7 +69,7 @@ class DurableLines:
 
     def name_of(self, session: str) -> str:
         """A name that no other errand has: the tenant's own sessions are not continued, and not ended."""
-        return f"run-{self._digest(check_session(session))}"
+        return f"run-{self._digest(check_name('session', session))}"
 
     async def join(self, line: Line, prompt: Any) -> tuple[Ticket, bool]:
         """Commit a prompt, or find the job that an earlier run committed; after one that failed, another."""

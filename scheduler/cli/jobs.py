@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from scheduler.cli.app import Folder, app, loop
+from scheduler.cli.app import Folder, Most, app, loop
 from scheduler.cli.usage import DEFAULT_MODEL
 
 
@@ -111,7 +111,7 @@ app.command(jobs)
 
 @jobs.command(name="list")
 def list_jobs(
-    *, tenant: str | None = None, state: str | None = None, most: int = 20, data: Folder = None
+    *, tenant: str | None = None, state: str | None = None, most: Most = 20, data: Folder = None
 ) -> int:
     """List the newest jobs.
 

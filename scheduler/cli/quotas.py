@@ -9,7 +9,7 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from scheduler.cli.app import Folder, app, loop
+from scheduler.cli.app import Folder, Most, app, loop
 from scheduler.cli.usage import UsageError
 from scheduler.core.quota import DIMENSIONS, Quota, Rate, full_burst
 
@@ -57,7 +57,7 @@ def apply_file(file: Path, /, *, data: Folder = None) -> int:
 
 
 @quotas.command
-def show(tenant: str | None = None, /, *, most: int = 100, data: Folder = None) -> int:
+def show(tenant: str | None = None, /, *, most: Most = 100, data: Folder = None) -> int:
     """Show quotas, and where each comes from.
 
     Parameters

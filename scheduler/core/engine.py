@@ -16,7 +16,7 @@ from scheduler.core.line import Line
 from scheduler.core.outlook import gate_start, refuse, refuse_plain, slot_start
 from scheduler.core.overload import latest_start
 from scheduler.core.policy import Cause, Outlook, Reason, Refusal, decide
-from scheduler.core.quota import nanoseconds
+from scheduler.core.quota import LONGEST, nanoseconds
 from scheduler.core.register import EXPIRE, RETURN
 from scheduler.core.tenant import Tenant
 
@@ -234,7 +234,7 @@ class Engine(Ladder):
             expected = shared if shared > start else start
         if tenant.free <= 0 or gate.free <= 0 or self.root.free <= 0:
             expected = slot_start(entry, now, expected, self.root, length, self.waiting)
-        if bound is not None and expected - now > bound:
+        if expected - now > (LONGEST if bound is None else bound):
             return False
         if line is None:
             line = self._line(tenant, gate)

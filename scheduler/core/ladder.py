@@ -19,7 +19,7 @@ from scheduler.core.following import NEVER, Following
 from scheduler.core.gate import Gate
 from scheduler.core.outlook import Ahead, expect, run_to, since
 from scheduler.core.policy import Cause, Outlook, Rung
-from scheduler.core.quota import NS, Cost
+from scheduler.core.quota import LONGEST, NS, Cost
 from scheduler.core.register import EXPIRE, LADDER
 from scheduler.core.signals import News, What
 
@@ -70,7 +70,7 @@ class Ladder(Following):
                 break
             better = self._better(entry, plan, rung, now)
             if better is not None:
-                plan, taken, predicted = better, index + 1, wait
+                plan, taken, predicted = better, index + 1, min(wait, LONGEST)
         if taken == entry.rung:
             return False
         return self._take(entry, plan, taken, predicted, now)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from scheduler.core.account import Shape
-from scheduler.core.quota import DIMENSIONS, Cost, Usage
+from scheduler.core.quota import DIMENSIONS, WORD, Cost, Usage
 
 PART = 1 / 8
 """A mean moves by this part of what differs."""
@@ -35,7 +35,7 @@ def estimate(counted: int, learned: Sequence[float] | None, knobs: Knobs) -> Cos
         read, written = counted, knobs.output_tokens
     else:
         read, written = counted + round(learned[0]), round(learned[1] * knobs.margin)
-    return Cost(1, read if read > 1 else 1, written if written > 1 else 1)
+    return Cost(1, max(1, min(read, WORD - 1)), max(1, min(written, WORD - 1)))
 
 
 def within(cost: Cost, counted: int, tenant: Shape, gate: Shape | None) -> Cost:

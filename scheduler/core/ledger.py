@@ -29,7 +29,7 @@ OPEN = shape_of(Quota())
 """The shape of a gate without limits, and of a scheduler without a bound on its slots."""
 
 NEVER = 1 << 62
-"""A time that does not come: only a change helps."""
+"""A time that does not come: only a change helps. It is also the latest time that a store keeps."""
 
 PATIENCE = 2 * CATCH_UP
 """Nanoseconds for which a job is due before continuations pass it: time for one who has a slot to take it."""
@@ -235,7 +235,7 @@ def _save(state: TenantState, tenant: Tenant, now: int, whole: bool, taken: bool
         state.due = since
         state.again = NEVER if placed is None else placed[0]
     else:
-        state.due = placed[0] if onset is None else min(placed[0], onset[0])
+        state.due = min(NEVER, placed[0] if onset is None else min(placed[0], onset[0]))
 
 
 # --- settle ---------------------------------------------------------------------------------------------

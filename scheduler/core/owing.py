@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.core.account import Shape
-from scheduler.core.quota import NOTHING, Cost, Usage
+from scheduler.core.quota import NOTHING, WORD, Cost, Usage
 
 
 class Owed:
@@ -61,9 +61,14 @@ class Owed:
         ]
 
 
+def _within(total: int) -> int:
+    """As much of a sum as a usage can say."""
+    return max(0, min(total, WORD - 1))
+
+
 def _moved(used: Usage, less: Cost, more: Cost) -> Usage:
     return Usage(
-        used.requests - less.requests + more.requests,
-        used.input_tokens - less.input_tokens + more.input_tokens,
-        used.output_tokens - less.output_tokens + more.output_tokens,
+        _within(used.requests - less.requests + more.requests),
+        _within(used.input_tokens - less.input_tokens + more.input_tokens),
+        _within(used.output_tokens - less.output_tokens + more.output_tokens),
     )

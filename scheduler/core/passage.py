@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from scheduler.core.entry import RUNNING
-from scheduler.core.ledger import PATIENCE
+from scheduler.core.ledger import NEVER, PATIENCE
 from scheduler.core.line import Line
 from scheduler.core.overload import is_overtaken
 from scheduler.core.policy import Overload
@@ -107,7 +107,7 @@ def _save(line: LineState, gate: SharedGate, tenant: Tenant, end: int, whole: bo
         line.start, line.front = here.placed[:2]
         line.calls = here.agenda is not gate.eligible
     else:
-        line.due = here.placed[0]
+        line.due = min(NEVER, here.placed[0])
         if here.front.holder is None:
             line.front = here.front.key
     if here is not None and here.onset is not None and here.onset.placed is not None and line.waiting:
@@ -139,4 +139,4 @@ def _when(gate: SharedGate, end: int) -> None:
 def _ready(gate: SharedGate, line: Line, end: int) -> int:
     if line.front is None:
         return end
-    return max(end, gate.paused_until, gate.ready(gate.shape.amounts(line.front.cost)))
+    return min(NEVER, max(end, gate.paused_until, gate.ready(gate.shape.amounts(line.front.cost))))

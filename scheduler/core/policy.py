@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import NamedTuple
 
-from scheduler.core.quota import instance, nanoseconds, whole
+from scheduler.core.quota import LONGEST, instance, nanoseconds, whole
 
 LONGEST_NAME = 512
 """Characters in the name of a model or a gate."""
@@ -181,7 +181,10 @@ class Refusal:
 def decide(
     outlook: Outlook, arrival: int, max_wait: int | None, full: bool, deadline: int | None
 ) -> Reason | None:
-    """Judge a job that cannot start at once: None to let it wait, else why not. `full`: the line is."""
+    """Judge a job that cannot start at once: None to let it wait, else why not. `full`: the line is.
+
+    `max_wait` None is no bound but the one of all times.
+    """
     if deadline is not None and deadline <= arrival:
         return Reason.DEADLINE
     if max_wait == 0:
@@ -190,6 +193,6 @@ def decide(
         return Reason.QUEUE_FULL
     if deadline is not None and outlook.expected >= deadline:
         return Reason.DEADLINE
-    if max_wait is not None and outlook.expected - arrival > max_wait:
+    if outlook.expected - arrival > (LONGEST if max_wait is None else max_wait):
         return Reason.MAX_WAIT
     return None

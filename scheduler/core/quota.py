@@ -20,6 +20,9 @@ NS = 1_000_000_000
 WORD = 2**63
 """Bucket arithmetic must fit a signed 64-bit column, so that every store can keep it exactly."""
 
+LONGEST = 1 << 62
+"""Nanoseconds of the longest time that is taken, 146 years: from now on it fits such a column too."""
+
 DIMENSIONS = ("requests", "input_tokens", "output_tokens")
 """What a job costs and a quota limits, in the order in which buckets are kept."""
 
@@ -59,12 +62,37 @@ def instance(name: str, value: object, kind: type[T]) -> T:
     return value
 
 
+def amount(name: str, value: int) -> int:
+    """Check a number of permits: a whole one of at least 0 that every store can keep."""
+    if whole(name, value, 0) >= WORD:
+        raise ValueError(f"{name}: must be below 2^63, got {value!r}")
+    return value
+
+
+def plain_text(name: str, text: str) -> str:
+    """Check that every store can keep a text: valid Unicode without NUL."""
+    if "\0" in text or not (text.isascii() or text == text.encode("utf-8", "ignore").decode()):
+        raise ValueError(f"{name}: must be valid Unicode without NUL, got {text!r}")
+    return text
+
+
 def nanoseconds(name: str, seconds: Number) -> int:
     """Turn seconds of at least 0 into whole nanoseconds, rounded up."""
     number = exact(name, seconds)
     if number < 0:
         raise ValueError(f"{name}: must not be negative, got {seconds!r}")
-    return math.ceil(number * NS)
+    length = math.ceil(number * NS)
+    if length > LONGEST:
+        raise ValueError(f"{name}: must be at most {LONGEST // NS} seconds, got {seconds!r}")
+    return length
+
+
+def duration(name: str, seconds: Number) -> int:
+    """Turn seconds above 0 into whole nanoseconds, rounded up."""
+    length = nanoseconds(name, seconds)
+    if length == 0:
+        raise ValueError(f"{name}: must be above 0, got {seconds!r}")
+    return length
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +172,7 @@ class Quota:
             if rate is not None:
                 full_burst(name, instance(name, rate, Rate))
         if self.concurrency is not None:
-            whole("concurrency", self.concurrency, 1)
+            amount("concurrency", whole("concurrency", self.concurrency, 1))
         share = positive("weight", self.weight)
         if share > 1_000_000 or share.denominator > 10**12:
             raise ValueError(f"weight: must be at most 1000000 with at most 12 decimals, got {self.weight!r}")
@@ -152,7 +180,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a job is expected to use: whole numbers, not negative."""
+    """What a job is expected to use: whole numbers, not negative, below 2^63."""
 
     requests: int = 1
     input_tokens: int = 0
@@ -161,10 +189,10 @@ class Cost:
     def __post_init__(self) -> None:
         calls, read, written = self.requests, self.input_tokens, self.output_tokens
         known = calls.__class__ is read.__class__ is written.__class__ is int
-        if known and calls >= 0 and read >= 0 and written >= 0:
+        if known and 0 <= calls < WORD and 0 <= read < WORD and 0 <= written < WORD:
             return  # which is nearly always, and twice in a call
         for name in DIMENSIONS:
-            whole(name, getattr(self, name), 0)
+            amount(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

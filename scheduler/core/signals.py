@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from scheduler.core.quota import DIMENSIONS, Quota, instance, nanoseconds, positive
+from scheduler.core.quota import DIMENSIONS, Quota, duration, exact, instance
 
 
 class Answer(StrEnum):
@@ -40,8 +40,8 @@ class Signal:
 
     def __post_init__(self) -> None:
         instance("answer", self.answer, Answer)
-        if self.retry_after is not None:
-            nanoseconds("retry_after", self.retry_after)
+        if self.retry_after is not None and exact("retry_after", self.retry_after) < 0:
+            raise ValueError(f"retry_after: must not be negative, got {self.retry_after!r}")
         for name in (*self.limits, *self.remaining):
             if name not in DIMENSIONS:
                 raise ValueError(f"limits, remaining: a name must be one of {DIMENSIONS}, got {name!r}")
@@ -68,7 +68,7 @@ class Upstream:
                 rate, bound = getattr(self.quota, name), getattr(self.ceiling, name)
                 if rate is not None and bound is not None and rate.per_second > bound.per_second:
                     raise ValueError(f"ceiling: {name} must not be below the quota's {rate!r}, got {bound!r}")
-        positive("spend_probe", self.spend_probe)
+        duration("spend_probe", self.spend_probe)
 
     @classmethod
     def of(cls, name: str, given: Quota | Upstream) -> Upstream:

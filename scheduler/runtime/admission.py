@@ -10,7 +10,7 @@ from typing import Self
 
 from scheduler.core.entry import ENDED, RUNNING, WAITING
 from scheduler.core.policy import Reason
-from scheduler.core.quota import NOTHING, NS, Cost, Usage, instance, whole
+from scheduler.core.quota import NOTHING, NS, Cost, Usage, amount, instance
 from scheduler.core.signals import Signal
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, QuotaExceeded, SchedulerClosed
 from scheduler.runtime.counting import Counting
@@ -78,7 +78,7 @@ class StoredGrant(Grant):
 
     def grow(self, output_tokens: int) -> None:
         """See `Turn.grow`; who granted it charges it."""
-        whole("output_tokens", output_tokens, 0)
+        amount("output_tokens", output_tokens)
         if self.shadow is None:
             grow(self.scheduler.store, self, output_tokens)
         elif self.scheduler.standing_in is not None:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, Quota, instance, nanoseconds, positive, whole
+from scheduler.core.quota import NS, Quota, duration, instance, nanoseconds, plain_text, positive, whole
 
 T = TypeVar("T", Quota, Policy)
 
 MAX_TENANT = 512
 """Characters in a tenant's name."""
 
-MAX_SESSION = 512
-"""Characters in the name of a session."""
+MAX_NAME = 512
+"""Characters in the name of a session or a worker, and in a key."""
 
 
 class Bounds(NamedTuple):
@@ -40,27 +40,23 @@ class Bounds(NamedTuple):
 
 
 def check_tenant(tenant: str) -> str:
-    """A tenant is a string of 1 to 512 characters."""
-    if tenant.__class__ is str and 0 < len(tenant) <= MAX_TENANT:
-        return tenant
+    """A tenant is a string of 1 to 512 characters, without NUL."""
+    if tenant.__class__ is str and 0 < len(tenant) <= MAX_TENANT and tenant.isprintable():
+        return tenant  # as nearly all are
     if not isinstance(tenant, str):
         raise TypeError(f"tenant: must be a string, got {type(tenant).__name__}")
     if not tenant:
         raise ValueError("tenant: must not be empty, got ''")
     if len(tenant) > MAX_TENANT:
         raise ValueError(f"tenant: must have at most {MAX_TENANT} characters, got {len(tenant)}")
-    return tenant
+    return plain_text("tenant", tenant)
 
 
-def check_session(session: str) -> str:
-    """The name of a session is a string of 1 to 512 characters."""
-    if not instance("session", session, str):
-        raise ValueError(f"session: must have 1 to {MAX_SESSION} characters, got ''")
-    if len(session) > MAX_SESSION:
-        raise ValueError(
-            f"session: must have 1 to {MAX_SESSION} characters, got {len(session)}: {session[:20]!r}…"
-        )
-    return session
+def check_name(argument: str, name: str) -> str:
+    """The name of a session or a worker, or a key, is a string of 1 to 512 characters, without NUL."""
+    if not 0 < len(instance(argument, name, str)) <= MAX_NAME:
+        raise ValueError(f"{argument}: must have 1 to {MAX_NAME} characters, got {len(name)}")
+    return plain_text(argument, name)
 
 
 def check_prompt(prompt: Any, most: int) -> None:
@@ -89,10 +85,7 @@ def _encoded_size(prompt: str | list[Any]) -> int | None:
 
 def check_timeout(timeout: float) -> int:
     """A timeout is seconds above 0; returned in nanoseconds."""
-    length = nanoseconds("timeout", timeout)
-    if length == 0:
-        raise ValueError(f"timeout: must be above 0, got {timeout!r}")
-    return length
+    return duration("timeout", timeout)
 
 
 def check_priority(priority: float, most: float) -> int:

@@ -15,8 +15,8 @@ from scheduler.errors import DeadlineExceeded, SchedulerClosed
 from scheduler.runtime.arguments import (
     MAX_TENANT,
     Bounds,
+    check_name,
     check_priority,
-    check_session,
     check_tenant,
     check_timeout,
 )
@@ -47,7 +47,7 @@ class Asking(Reports):
         self, kind: type[T], tenant: str, policy: Policy | None, cost: Cost | None, gate: str | None
     ) -> T:
         """Check the arguments that every call has, and make the turn that it asks for."""
-        if tenant.__class__ is not str or not 0 < len(tenant) <= MAX_TENANT:
+        if tenant.__class__ is not str or not 0 < len(tenant) <= MAX_TENANT or not tenant.isprintable():
             check_tenant(tenant)
         name = self._gate
         if gate is not None or name is None:
@@ -74,7 +74,7 @@ class Asking(Reports):
     def _refine(self, turn: Turn, session: str | None, timeout: float | None, priority: float) -> None:
         """Check the arguments that few calls have."""
         if session is not None:
-            turn.session, turn.plain = check_session(session), False
+            turn.session, turn.plain = check_name("session", session), False
         if timeout is not None:
             turn.expires, turn.plain = self._now() + check_timeout(timeout), False
         if priority != 0:

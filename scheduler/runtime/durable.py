@@ -13,13 +13,11 @@ from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, Cost, Quota, instance
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, SchedulerClosed
 from scheduler.runtime.admission import StoredGrant
-from scheduler.runtime.arguments import (
-    check_tenant,
-)
+from scheduler.runtime.arguments import check_tenant
 from scheduler.runtime.durable_ticket import DurableTicket, error_of
 from scheduler.runtime.grant import Grant, Turn, current_turn
 from scheduler.runtime.job import Prompt, Ticket
-from scheduler.runtime.many import MOST_BYTES, each
+from scheduler.runtime.many import each
 from scheduler.runtime.outage import Outage
 from scheduler.runtime.reports import Levels, levels_of
 from scheduler.runtime.requesting import Requesting
@@ -27,8 +25,11 @@ from scheduler.runtime.scheduler import HasTenant
 from scheduler.runtime.standing_in import StandingIn
 from scheduler.runtime.values import Quote
 from scheduler.stores.protocol import Store
-from scheduler.stores.results import load
+from scheduler.stores.results import MOST_BYTES, load
 from scheduler.stores.values import DONE, Accepted, Answer, Holder, Request
+
+DIGITS = 20
+"""The number of a job has fewer."""
 
 
 class DurableScheduler(Requesting):
@@ -171,7 +172,8 @@ class DurableScheduler(Requesting):
 
     async def ticket(self, job: str, *, tenant: str) -> DurableTicket:
         """Find a job by its id, from any process. Raises LookupError if the tenant has no such job."""
-        known = await self.store.look(int(job), check_tenant(tenant)) if job.isdecimal() else None
+        number = int(job) if job.isdecimal() and len(job) < DIGITS else 0
+        known = await self.store.look(number, check_tenant(tenant))
         if known is None:
             raise LookupError(f"job: tenant {tenant!r} has none with id {job!r}")
         return DurableTicket(self, known)

@@ -6,7 +6,7 @@ import json
 from typing import Any, Protocol, Self
 
 from scheduler.core.policy import Cause, Reason
-from scheduler.core.quota import NS, instance
+from scheduler.core.quota import NS
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, JobFailed, QuotaExceeded
 from scheduler.runtime.job import Ticket
 from scheduler.runtime.values import Receipt
@@ -14,16 +14,6 @@ from scheduler.stores.protocol import Store
 from scheduler.stores.values import RUNNING, STATES, Known, Outcome
 
 REASONS = frozenset(map(str, Reason))
-
-MAX_KEY = 512
-"""Characters in a key."""
-
-
-def check_key(key: str) -> str:
-    """A key is a string of 1 to 512 characters."""
-    if not 0 < len(instance("key", key, str)) <= MAX_KEY:
-        raise ValueError(f"key: must have 1 to {MAX_KEY} characters, got {len(key)}")
-    return key
 
 
 def error_of(outcome: Outcome) -> Exception:

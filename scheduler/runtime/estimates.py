@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from scheduler.core import learning
-from scheduler.core.quota import Cost, Usage, positive, whole
+from scheduler.core.quota import Cost, Usage, amount, positive, whole
 from scheduler.errors import UpstreamError
 
 BYTES_PER_TOKEN = 4
@@ -82,15 +82,13 @@ class Estimates:
     def count(self, prompt: Any) -> int:
         """How many input tokens a prompt has, where that need not be awaited."""
         counted: Any = self._count(prompt)
-        if counted.__class__ is int and counted >= 0:
-            return counted  # which is nearly always
-        return whole("count: what it returned", counted, 0)
+        return amount("count: what it returned", counted)
 
     async def count_later(self, prompt: Any) -> int:
         """How many input tokens a prompt has, where somebody else knows."""
         try:
             counted: Any = self._count(prompt)
-            return whole("count: what it returned", await counted, 0)
+            return amount("count: what it returned", await counted)
         except UpstreamError:
             return count_cheaply(prompt)
 

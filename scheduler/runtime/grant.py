@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from scheduler.core.entry import NEW, Entry
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, ONE, Cost, Usage, instance, whole
+from scheduler.core.quota import NS, ONE, Cost, Usage, amount, instance
 from scheduler.core.signals import Signal
 from scheduler.errors import SchedulerClosed
 
 if TYPE_CHECKING:
     from scheduler.runtime.scheduler import Scheduler
+
+LONGEST_KIND = 200
+"""Characters of what is recorded of a failure."""
 
 current_turn: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
 """The turn under which this context runs, or ran: how a hook finds the one that covers its message.
@@ -75,7 +79,7 @@ class Turn(Entry):
 
     def grow(self, output_tokens: int) -> None:
         """Say how many output tokens there are already: more than were reserved are charged at once."""
-        self.scheduler.grow(self, whole("output_tokens", output_tokens, 0))
+        self.scheduler.grow(self, amount("output_tokens", output_tokens))
 
     def ensure_open(self) -> None:
         """Raise `ErrRateLimited` if the gate was closed since the grant: the call must not begin."""
@@ -132,7 +136,16 @@ class Grant(Turn):
             self.scheduler.settle_grant(self, None)
 
 
+def kind_of(error: BaseException) -> str:
+    """What is recorded of a failure: a kind that an error names itself, or its type. Never its text."""
+    kind = type(error).__name__
+    with suppress(Exception):  # it is the handler's code that says it
+        kind = str(getattr(error, "kind", kind))
+    # What no text column takes would end the whole worker.
+    return kind[:LONGEST_KIND].replace("\0", "").encode("utf-8", "replace").decode()
+
+
 def is_cancelled(error: BaseException) -> bool:
     """Whether a job ended because somebody wanted no more of it."""
     ended = isinstance(error, (asyncio.CancelledError, GeneratorExit, SchedulerClosed))
-    return ended or getattr(error, "kind", None) == "cancelled"
+    return ended or kind_of(error) == "cancelled"

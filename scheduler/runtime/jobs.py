@@ -11,7 +11,7 @@ from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING, WAITING
 from scheduler.core.gate import SPREAD
 from scheduler.core.policy import Reason
-from scheduler.core.quota import NOTHING, NS, nanoseconds
+from scheduler.core.quota import NOTHING, NS
 from scheduler.errors import (
     DeadlineExceeded,
     ErrRateLimited,
@@ -21,7 +21,7 @@ from scheduler.errors import (
 )
 from scheduler.runtime.arguments import Bounds
 from scheduler.runtime.clock import Clock
-from scheduler.runtime.grant import Turn, current_turn, is_cancelled
+from scheduler.runtime.grant import Turn, current_turn, is_cancelled, kind_of
 from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.runs import Runs
 
@@ -243,10 +243,10 @@ class Jobs(Runs):
     async def _again(self, job: Job, retry: Retry) -> None:
         """Put a job back in its line after `Retry`, and wait for its next turn; or fail it for good."""
         now = self._now()
-        again = now + nanoseconds("after", retry.after)
+        again = now + retry.after_ns
         if retry.pause_gate and again > job.shared.paused_until + SPREAD:  # unless the gate has heard of it
             self.engine.pause(now, job.gate, again)
-        kind = str(getattr(retry.__cause__, "kind", type(retry.__cause__ or retry).__name__))
+        kind = kind_of(retry.__cause__ or retry)
         if not retry.refused and job.attempt >= self._bounds.max_attempts:
             self.counts["failed"] += 1
             self.settle_grant(job, job.usage)

@@ -10,9 +10,6 @@ T = TypeVar("T")
 MOST = 1000
 """Jobs in one call: over a store that is one transaction, which holds the locks of all their tenants."""
 
-MOST_BYTES = 256_000_000
-"""In all prompts of one call, as JSON: a message to a database has an end."""
-
 WISHES = ("tenant", "prompt", "session", "timeout", "policy", "priority", "cost", "gate", "key")
 """What may be said of a job."""
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from scheduler.core.account import shape_of
 from scheduler.core.engine import Engine
 from scheduler.core.entry import RUNNING
-from scheduler.core.policy import Overload, Policy
-from scheduler.core.quota import NS, Cost, Quota, instance, whole
+from scheduler.core.policy import LONGEST_NAME, Overload, Policy
+from scheduler.core.quota import NS, Cost, Quota, instance, plain_text, whole
 from scheduler.core.signals import News, Upstream
 from scheduler.runtime.arguments import Bounds, check_prompt, check_tenant, chooser
 from scheduler.runtime.asking import Quotas
@@ -87,7 +87,8 @@ class Scheduler(Enqueuing):
         quota_of = chooser("quotas", quotas, Quota)
         shared = {"": Quota()} if gates is None else gates if isinstance(gates, Mapping) else {"": gates}
         for name in shared:
-            instance("gates: a name", name, str)
+            if len(plain_text("gates: a name", instance("gates: a name", name, str))) > LONGEST_NAME:
+                raise ValueError(f"gates: a name must have at most {LONGEST_NAME} characters, got {name!r}")
         if listener is not None and not callable(listener):
             raise TypeError(f"listener: must be a callable, got {listener!r}")
         if not shared:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import Any
 
 from scheduler.core.entry import ENDED
 from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NOTHING, nanoseconds, whole
+from scheduler.core.quota import NOTHING, amount
 from scheduler.core.signals import Signal
 from scheduler.errors import Retry, SchedulerClosed
 from scheduler.runtime.admission import ensure_open, grow, hear
-from scheduler.runtime.grant import current_turn
+from scheduler.runtime.grant import current_turn, kind_of
 from scheduler.runtime.job import Handler, Job, short
-from scheduler.stores.results import dump
+from scheduler.stores.results import MOST_BYTES, dump
 from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
 
 POLICY = Policy()
 
 FOR_GOOD = frozenset({"timeout", "run_timeout", "cancelled"})
 """Interruptions after which nobody goes on with a job."""
-
-LONGEST_KIND = 200
-"""Characters of what is recorded of a failure."""
 
 
 class WorkerJob(Job):
@@ -66,7 +62,7 @@ class WorkerJob(Job):
 
     def grow(self, output_tokens: int) -> None:
         """See `Turn.grow`; charged in the store in steps of a quarter."""
-        grow(self.store, self, whole("output_tokens", output_tokens, 0))
+        grow(self.store, self, amount("output_tokens", output_tokens))
 
     def ensure_open(self) -> None:
         """See `Turn.ensure_open`; a process hears from others in the time of a notification."""
@@ -139,16 +135,19 @@ class Try:
 
     def _done(self, job: Job, result: Any) -> Ended:
         try:
-            return self._ended(job, DONE, dump(result))
+            text = dump(result)
         except (TypeError, ValueError, RecursionError):
             return self._ended(job, FAILED, kind="result_is_not_json")
+        if len(text) > MOST_BYTES:
+            return self._ended(job, FAILED, kind="result_is_too_large")
+        return self._ended(job, DONE, text)
 
     def _again(self, job: Job, retry: Retry, about: int, max_attempts: int) -> Ended | Again:
         """Another try after `Retry`, unless it was the last attempt or comes too late."""
         claim, kind = self.claim, kind_of(retry.__cause__ or retry)
         if not retry.refused and claim.attempt >= max_attempts:
             return self._ended(job, FAILED, kind=kind)
-        after = nanoseconds("after", retry.after)
+        after = retry.after_ns
         if claim.deadline is not None and about + after >= claim.deadline:
             return self._ended(job, FAILED, kind="timeout")
         return Again(claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.usage)
@@ -169,12 +168,3 @@ class Try:
         if reason is None:
             raise asyncio.CancelledError  # the whole worker is torn down: the lease tells the others
         return Again(claim.id, claim.tenant, claim.tries, counted=False, usage=job.usage)
-
-
-def kind_of(error: BaseException) -> str:
-    """What is recorded of a failure: a kind that an error names itself, or its type. Never its text."""
-    kind = type(error).__name__
-    with suppress(Exception):  # it is the handler's code that says it
-        kind = str(getattr(error, "kind", kind))
-    # What no text column takes would end the whole worker.
-    return kind[:LONGEST_KIND].replace("\0", "").encode("utf-8", "replace").decode()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol, Self, TypeVar
 
+MOST_BYTES = 256_000_000
+"""Of prompts or results, as JSON, that go to the database together: a message to it has an end."""
+
 
 class Result(Protocol):
     """A type of results that can be written as JSON and read again."""

@@ -47,6 +47,9 @@ Content = anthropic.types.ContentBlock
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
+TOKENS_MAX = 1 << 50
+"""In one count; one that says more is not believed."""
+
 REFUSED = Usage(1, 0, 0)
 BYTES_PER_TOKEN = 4
 
@@ -72,7 +75,7 @@ def _usage(counts: object) -> Usage:
 def _count(counts: object, name: str) -> int:
     # The SDK builds its models without checking them: a field may hold anything, or be missing.
     value = getattr(counts, name, None)
-    return value if isinstance(value, int) and value > 0 else 0
+    return min(value, TOKENS_MAX) if isinstance(value, int) and value > 0 else 0
 
 
 async def count_tokens(client: Client, parameters: Mapping[str, Any], content: str | list[Any]) -> int:

@@ -86,6 +86,12 @@ def test_jobs_are_listed_shown_cancelled_and_tried_again(dsn: str, waitline: Wai
     for arguments, text in (
         (("jobs", "retry", job), f"there is none with id {job} that failed or was cancelled"),
         (("jobs", "show", 999), "there is none with id 999"),
+        (("jobs", "show", "9" * 20), "there is none with id 99999999999999999999"),
+        (("jobs", "retry", "9" * 20), "there is none with id 99999999999999999999"),
+        (("jobs", "cancel", "9" * 20), "there is none with id 99999999999999999999"),
+        (("jobs", "list", "--most", "9" * 20), "--most"),
+        (("jobs", "list", "--most", "0"), "--most"),
+        (("submit", "acme", "x", "--timeout", "1e10"), "timeout: must be at most"),
         (("jobs", "list", "--state", "lost"), "--state: must be one of waiting, running"),
         (("submit", "acme", "x", "--rate", "nan"), "--rate, --burst"),
     ):

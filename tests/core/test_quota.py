@@ -14,8 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.account import shape_of
-from scheduler.core.policy import Policy
-from scheduler.core.quota import WORD, Cost, Quota, Rate, nanoseconds
+from scheduler.core.policy import Overload, Policy, Rung
+from scheduler.core.quota import (
+    LONGEST,
+    NS,
+    WORD,
+    Cost,
+    Quota,
+    Rate,
+    Usage,
+    duration,
+    nanoseconds,
+    plain_text,
+)
+from scheduler.core.signals import Upstream
 
 NAN, INF = float("nan"), float("inf")
 
@@ -62,6 +74,17 @@ NAN, INF = float("nan"), float("inf")
         (lambda: Policy(max_queue=1.0), TypeError, "max_queue", "1.0"),
         (lambda: nanoseconds("timeout", -0.1), ValueError, "timeout", "-0.1"),
         (lambda: nanoseconds("timeout", INF), ValueError, "timeout", "inf"),
+        (lambda: nanoseconds("timeout", 1e10), ValueError, "timeout", "10000000000.0"),
+        (lambda: duration("lease", 0), ValueError, "lease", "0"),
+        (lambda: plain_text("tenant", "a\0b"), ValueError, "tenant", r"'a\x00b'"),
+        (lambda: plain_text("tenant", "é\udc80"), ValueError, "tenant", r"'é\udc80'"),
+        (lambda: Quota(concurrency=WORD), ValueError, "concurrency", str(WORD)),
+        (lambda: Cost(1, WORD), ValueError, "input_tokens", str(WORD)),
+        (lambda: Usage(1, 0, WORD), ValueError, "output_tokens", str(WORD)),
+        (lambda: Policy(max_wait=1e10), ValueError, "max_wait", "10000000000.0"),
+        (lambda: Rung(1e10, model="x"), ValueError, "after", "10000000000.0"),
+        (lambda: Overload(1e10), ValueError, "target", "10000000000.0"),
+        (lambda: Upstream(Quota(), spend_probe=1e10), ValueError, "spend_probe", "10000000000.0"),
     ],
 )
 def test_bad_input_names_the_argument_and_the_value(
@@ -108,3 +131,11 @@ def test_a_decimal_weight_is_a_weight() -> None:
     """Any exact number will do, as with rates."""
     assert shape_of(Quota(weight=Fraction(1, 4))).share == 0.25
     assert shape_of(Quota(weight=Decimal("0.25"))).weight == (1, 4)
+
+
+def test_the_largest_numbers_and_the_longest_times_are_taken() -> None:
+    """What any store can keep is good, up to the very bound."""
+    assert nanoseconds("timeout", Fraction(LONGEST, NS)) == LONGEST
+    assert Policy(max_wait=LONGEST // NS).max_wait_ns == LONGEST // NS * NS
+    assert Cost(WORD - 1, WORD - 1, WORD - 1).requests == WORD - 1
+    assert plain_text("tenant", "Łódź 中 🎈") == "Łódź 中 🎈"

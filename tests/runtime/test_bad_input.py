@@ -22,6 +22,8 @@ TENANTS: list[tuple[Any, type[Exception], str]] = [
     (None, TypeError, "tenant: must be a string, got NoneType"),
     (b"acme", TypeError, "tenant: must be a string, got bytes"),
     ("x" * 600, ValueError, "tenant: must have at most 512 characters, got 600"),
+    ("a\0b", ValueError, r"tenant: must be valid Unicode without NUL, got 'a\x00b'"),
+    ("\ud800", ValueError, r"tenant: must be valid Unicode without NUL, got '\ud800'"),
 ]
 PROMPTS: list[tuple[Any, type[Exception], str]] = [
     (None, TypeError, "prompt: must be a string or a list of content blocks, got NoneType"),
@@ -43,6 +45,7 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"timeout": -1}, ValueError, "timeout: must not be negative, got -1"),
     ({"timeout": 0}, ValueError, "timeout: must be above 0, got 0"),
     ({"timeout": "5"}, TypeError, "timeout: must be a number, got '5'"),
+    ({"timeout": 1e10}, ValueError, "timeout: must be at most 4611686018 seconds, got 10000000000.0"),
     ({"timeout": True}, TypeError, "timeout: must be a number, got True"),
     ({"priority": -0.5}, ValueError, "priority: must not be negative, got -0.5"),
     ({"priority": 60.5}, ValueError, "priority: must be at most 60.0 seconds, got 60.5"),
@@ -58,6 +61,8 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 SESSIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"session": 9}, TypeError, "session: must be a str, got 9"),
+    ({"session": "s\0"}, ValueError, r"session: must be valid Unicode without NUL, got 's\x00'"),
+    ({"session": "\udfff"}, ValueError, r"session: must be valid Unicode without NUL, got '\udfff'"),
 ]
 
 
@@ -130,6 +135,12 @@ BAD_SETTINGS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"gates": {}}, ValueError, "gates: must not be an empty mapping"),
     ({"gates": {"a": 3}}, TypeError, "gates['a']: must be a Quota or an Upstream, got 3"),
     ({"gates": {3: Quota()}}, TypeError, "gates: a name: must be a str, got 3"),
+    (
+        {"gates": {"a\0": Quota()}},
+        ValueError,
+        r"gates: a name: must be valid Unicode without NUL, got 'a\x00'",
+    ),
+    ({"gates": {"a" * 600: Quota()}}, ValueError, "gates: a name must have at most 512 characters, got 'aaa"),
     ({"gates": 4}, TypeError, "gates['']: must be a Quota or an Upstream, got 4"),
     ({"max_waiting": 0}, ValueError, "max_waiting: must be at least 1, got 0"),
     ({"max_running": 0}, ValueError, "max_running: must be at least 1, got 0"),

@@ -228,8 +228,8 @@ async def test_a_deadline_is_told_to_the_handler() -> None:
 
 @virtual
 async def test_a_deadline_far_away_costs_nothing() -> None:
-    """A timeout longer than any clock runs is a timeout like another."""
+    """A timeout of a lifetime and more is a timeout like another."""
     async with make(Notes(takes=1), SLOW) as scheduler:
-        await asyncio.gather(*(scheduler.submit("acme", "x", timeout=1e300) for _ in range(3)))
+        await asyncio.gather(*(scheduler.submit("acme", "x", timeout=4.6e9) for _ in range(3)))
         await turns(1)
     assert now() == 3.0

@@ -20,7 +20,8 @@ from scheduler import (
     SchedulerClosed,
     Ticket,
 )
-from scheduler.runtime.many import MOST, MOST_BYTES
+from scheduler.runtime.many import MOST
+from scheduler.stores.results import MOST_BYTES
 from tests.runtime.harness import KNOWN, Notes, assert_idle, make, now, virtual
 
 SHORT = Policy(max_queue=2)

@@ -267,3 +267,35 @@ async def test_a_retry_is_judged_by_what_it_says() -> None:
     for after in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="after: must be finite seconds of at least 0"):
             Retry(after)
+    with pytest.raises(ValueError, match="after: must be at most 4611686018 seconds, got 10000000000"):
+        Retry(1e10)
+
+
+class Odd(Exception):
+    """An error that does not say its kind."""
+
+    @property
+    def kind(self) -> str:
+        raise RuntimeError("not known yet")
+
+
+@both
+def test_an_error_whose_kind_cannot_be_read_holds_nothing(enqueued: bool) -> None:
+    """It ends its job like any other, and goes by the name of its type."""
+
+    @virtual
+    async def scenario() -> None:
+        async def handler(job: Job) -> None:
+            if job.prompt == "again":
+                raise Retry from Odd()
+            raise Odd
+
+        async with make(handler, KNOWN, max_attempts=2) as scheduler:
+            with pytest.raises(Odd):
+                await call(scheduler, enqueued)
+            with pytest.raises(JobFailed, match="failed after 2 attempts: Odd"):
+                await call(scheduler, enqueued, "again")
+            assert_idle(scheduler)
+            assert (await scheduler.statistics()).failed == 2
+
+    scenario()

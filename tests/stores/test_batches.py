@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 
 import pytest
 
+from scheduler.errors import SchedulerClosed
 from scheduler.stores.postgres.batches import Batches
+from scheduler.stores.postgres.connections import Unkept
 
 
 class Work:
@@ -83,3 +86,49 @@ async def test_a_batch_that_fails_fails_for_everybody_in_it() -> None:
     async with asyncio.TaskGroup() as group:
         with pytest.raises(OSError, match="gone"):
             await coalesced.do(1, group)
+
+
+async def test_of_those_that_cannot_be_kept_together_only_the_one_fails_whose_fault_it_is() -> None:
+    batches: list[list[int]] = []
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def work(items: Sequence[int]) -> Sequence[int]:
+        batches.append(list(items))
+        begun.set()
+        await go.wait()
+        if 2 in items:
+            raise Unkept("too large")
+        return items
+
+    coalesced: Batches[int, int] = Batches(work, 10)
+    async with asyncio.TaskGroup() as group:
+        calls = [asyncio.ensure_future(coalesced.do(n, group)) for n in (0, 1, 2, 3, 4)]
+        await begun.wait()
+        calls[3].cancel()  # nothing of it was kept, and nobody wants it any more
+        go.set()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [answers[n] for n in (0, 1, 4)] == [0, 1, 4]
+    assert isinstance(answers[2], Unkept)
+    assert batches == [[0, 1, 2, 3, 4], [0], [1], [2], [4]]
+
+
+async def test_whoever_waits_is_told_when_the_store_ends() -> None:
+    """Those of the batch under way, those behind it, and those who come while all is being torn down."""
+    begun = asyncio.Event()
+
+    async def work(items: Sequence[int]) -> Sequence[int]:
+        begun.set()
+        await asyncio.Event().wait()
+        return items
+
+    coalesced: Batches[int, int] = Batches(work, 10)
+    group = await asyncio.TaskGroup().__aenter__()
+    calls = [asyncio.ensure_future(coalesced.do(n, group)) for n in range(3)]
+    await begun.wait()
+    ended = asyncio.CancelledError()
+    with suppress(asyncio.CancelledError):
+        await group.__aexit__(asyncio.CancelledError, ended, None)
+    calls.append(asyncio.ensure_future(coalesced.do(3, group)))
+    calls.append(asyncio.ensure_future(coalesced.do(4, group)))
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(answer, SchedulerClosed) for answer in answers)

@@ -100,8 +100,9 @@ async def test_a_ticket_is_found_again_from_another_process_by_its_tenant_only(d
         assert (await found.result())["prompt"] == "x"
         with pytest.raises(LookupError):
             await other.ticket(ticket.id, tenant="zeta")
-        with pytest.raises(LookupError):
-            await other.ticket("nonsense", tenant="acme")
+        for number in ("nonsense", "0", "9" * 19, "9" * 20, "9" * 5000):
+            with pytest.raises(LookupError, match="job: tenant 'acme' has none with id"):
+                await other.ticket(number, tenant="acme")
 
 
 async def test_a_key_is_accepted_once(dsn: str) -> None:
@@ -168,7 +169,10 @@ async def test_a_closed_scheduler_accepts_nothing_and_its_jobs_still_run(dsn: st
     [
         ({"key": ""}, "key: must have 1 to 512 characters, got 0"),
         ({"key": 7}, "key: must be"),
+        ({"key": "k\0"}, r"key: must be valid Unicode without NUL, got 'k\\x00'"),
+        ({"session": "\ud800"}, r"session: must be valid Unicode without NUL, got '\\ud800'"),
         ({"timeout": 0}, "timeout: must be above 0"),
+        ({"timeout": 1e10}, "timeout: must be at most 4611686018 seconds, got 10000000000.0"),
         ({"gate": "x"}, "gate: must be one of"),
     ],
 )

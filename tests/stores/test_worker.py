@@ -12,6 +12,7 @@ from scheduler import (
     DeadlineExceeded,
     Job,
     JobFailed,
+    Policy,
     Quota,
     Rate,
     Retry,
@@ -47,6 +48,22 @@ async def test_a_kind_that_no_column_takes_fails_its_job_and_no_other(dsn: str) 
             await odd.result()
         assert failed.value.kind.startswith("nt ?xxx")
         assert len(failed.value.kind) < 300
+        assert await fine.result() == "fine"
+
+
+async def test_a_retry_that_is_too_far_away_fails_its_job_and_no_other(dsn: str) -> None:
+    async def fails(job: Job) -> str:
+        if job.prompt == "far":
+            raise Retry(1e10)
+        return "fine"
+
+    async with working(dsn, fails) as (scheduler, _):
+        far, fine = [
+            await scheduler.enqueue("acme", prompt, policy=Policy(max_wait=None))
+            for prompt in ("far", "fine")
+        ]
+        with pytest.raises(JobFailed, match="ValueError"):
+            await far.result()
         assert await fine.result() == "fine"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,13 +12,17 @@ from asyncpg import Connection
 from scheduler.core.signals import News
 from scheduler.stores.postgres import plain, settling, submitting
 from scheduler.stores.postgres.batches import Batches
-from scheduler.stores.postgres.connections import patiently
+from scheduler.stores.postgres.connections import Unkept, discreet, patiently
 from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.keeping import Keeping
 from scheduler.stores.values import Accepted, Answer, Request
 
 BATCH = 250
 """Jobs in one transaction: so few that the database works on some while their callers make the next ones."""
+
+
+def _weight(request: Request) -> int:
+    return len(request.prompt or "")  # JSON, and so ASCII
 
 
 class Accepting(Keeping):
@@ -27,7 +32,7 @@ class Accepting(Keeping):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._submits: Batches[Request, Accepted] = Batches(self._submit, BATCH, self._unwanted)
+        self._submits: Batches[Request, Accepted] = Batches(self._submit, BATCH, self._unwanted, _weight)
         self._together: Batches[Sequence[Request], Sequence[Answer]] = Batches(
             self._submit_together, 1, self._all_unwanted
         )
@@ -56,8 +61,10 @@ class Accepting(Keeping):
 
     async def _submit(self, requests: Sequence[Request], together: bool = False) -> Sequence[Answer]:
         if self._may_be_plain(requests):
-            async with self._connections.connection() as connection:
-                answers = await plain.submit(connection, requests, self.quotas)
+            answers = None
+            with suppress(Unkept):  # or a time that is too far away for the database's arithmetic
+                async with self._connections.connection() as connection:
+                    answers = await plain.submit(connection, requests, self.quotas)
             if answers is not None:
                 for request in requests:
                     if request.tenant not in self.quotas:
@@ -74,12 +81,13 @@ class Accepting(Keeping):
 
     async def submit_in(self, connection: Connection, requests: Sequence[Request]) -> Sequence[Answer]:
         """The same in the caller's own transaction, on whose commit the jobs become real."""
-        if self._may_be_plain(requests):
-            answers = await plain.submit(connection, requests, self.quotas)
-            if answers is not None:
-                return answers
-        news: list[News] = []
-        found = await submitting.submit(connection, requests, None, news, together=True)
+        with discreet():
+            if self._may_be_plain(requests):
+                answers = await plain.submit(connection, requests, self.quotas)
+                if answers is not None:
+                    return answers
+            news: list[News] = []
+            found = await submitting.submit(connection, requests, None, news, together=True)
         self.hearing.publish(news)
         return found
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar, cast
 
 import asyncpg
 
+from scheduler.errors import SchedulerError
 from scheduler.stores.values import Unreached
 
 T = TypeVar("T")
@@ -39,6 +40,9 @@ LOST = (
 )
 """What passes: the connection or the server is gone for a while, or transactions were in each other's way."""
 
+REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+"""What does not pass: something that was told cannot be kept."""
+
 SAFETY = 30.0
 """Seconds after which whoever waits for a notification looks for itself: it may have been lost."""
 
@@ -55,6 +59,23 @@ CONNECT = 5.0
 
 async def _leave_as_it_is(_: object) -> None:
     """Nothing here changes a session, and putting it back in order would be a round trip after each use."""
+
+
+class Unkept(SchedulerError, ValueError):
+    """A value that the database cannot keep was part of what it was told, none of which it has kept.
+
+    It does not say which value: the database's own error shows all that came together, of whomever.
+    """
+
+
+@contextmanager
+def discreet() -> Iterator[None]:
+    """Have what cannot be kept told as `Unkept`, without what came together with it."""
+    try:
+        yield
+    except REFUSED as error:
+        why = type(error.__cause__ or error).__name__
+        raise Unkept(f"the database cannot keep a value that it was given ({why})") from None
 
 
 class Connections:
@@ -104,7 +125,8 @@ class Connections:
             except LOST as error:
                 raise Unreached(str(error) or type(error).__name__) from error
             try:
-                yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
+                with discreet():
+                    yield cast("asyncpg.Connection", connection)  # a proxy with all its methods
             finally:
                 await pool.release(connection)
         except asyncpg.ReadOnlySQLTransactionError:

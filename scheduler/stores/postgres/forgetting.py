@@ -9,7 +9,7 @@ from scheduler.stores.postgres import rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.settling import end_untaken, withdraw
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import CANCELLED
+from scheduler.stores.values import CANCELLED, FAR
 
 PAGE = 5000
 """Jobs, of whatever tenant, that are looked through in one transaction."""
@@ -68,7 +68,7 @@ async def idle_tenants(connection: Connection, about: int, keep: int) -> tuple[l
     for name, state in locked.states.items():
         idle = state.tenant().idle_at()
         if idle > now:
-            later[name] = idle
+            later[name] = min(idle, FAR)
         elif owes(locked, state):
             later[name] = now + keep
     await connection.execute(statement("look_later"), list(later), list(later.values()))

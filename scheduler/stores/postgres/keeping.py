@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from scheduler.configuration import Applied, Configuration
-from scheduler.core.quota import NS, positive
+from scheduler.core.quota import WORD, duration
 from scheduler.stores.postgres import configuring, forgetting, ladders, operations
 from scheduler.stores.postgres.batches import Batches
 from scheduler.stores.postgres.connections import Connections, patiently
@@ -15,6 +15,9 @@ from scheduler.stores.postgres.conversations import Conversations
 from scheduler.stores.postgres.opened import Opened
 from scheduler.stores.postgres.statements import statement
 from scheduler.stores.values import Claim, Memory
+
+NUMBERS = range(1, WORD)
+"""What the number of a job may be: of any other there is none, and the database does not take it."""
 
 MEMORIES = 1000
 """What so many jobs remember goes in one statement."""
@@ -27,10 +30,8 @@ class Keeping(Opened):
         self, connections: Connections, migrate: bool, keep: float, keep_sessions: float | None
     ) -> None:
         super().__init__(connections, migrate)
-        self.keep_ns = int(positive("keep", keep) * NS)
-        self.keep_sessions_ns = (
-            None if keep_sessions is None else int(positive("keep_sessions", keep_sessions) * NS)
-        )
+        self.keep_ns = duration("keep", keep)
+        self.keep_sessions_ns = None if keep_sessions is None else duration("keep_sessions", keep_sessions)
         self.conversations = Conversations(connections)
         self._memories: Batches[Memory, bool] = Batches(self._remember, MEMORIES)
 
@@ -52,11 +53,15 @@ class Keeping(Opened):
         self, tenant: str | None, state: int | None, job: int | None, most: int
     ) -> list[dict[str, Any]]:
         """The newest jobs first: numbers, times and kinds, no prompts and no results."""
+        if job is not None and job not in NUMBERS:
+            return []
         async with self._connections.connection() as connection:
             return [dict(row) for row in await operations.list_jobs(connection, tenant, state, job, most)]
 
     async def revive(self, job: int) -> bool:
         """Let a job that failed or was cancelled wait again. False if there is no such job."""
+        if job not in NUMBERS:
+            return False
         async with self._connections.transaction() as connection:
             return await operations.revive(connection, job)
 

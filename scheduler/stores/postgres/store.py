@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic_ns
 from typing import Any
 
 from scheduler.core.account import Account, shape_of
 from scheduler.core.policy import Outlook
-from scheduler.core.quota import NS, Quota, instance, positive, whole
+from scheduler.core.quota import Quota, duration, instance, whole
 from scheduler.stores.postgres import claiming, gates, gating, ladders, plain, quoting, rows, settling
 from scheduler.stores.postgres.accepting import Accepting
-from scheduler.stores.postgres.batches import Batches
+from scheduler.stores.postgres.batches import Batches, fitting
 from scheduler.stores.postgres.claiming import Claimed
-from scheduler.stores.postgres.connections import Connections, patiently
+from scheduler.stores.postgres.connections import Connections, Unkept, patiently
 from scheduler.stores.postgres.hearing import Hearing
+from scheduler.stores.postgres.keeping import NUMBERS
 from scheduler.stores.postgres.results import Results
 from scheduler.stores.postgres.returning import Returning
 from scheduler.stores.postgres.settlement import Ending
 from scheduler.stores.postgres.statements import statement
-from scheduler.stores.values import Claim, Known, Outcome, Request
+from scheduler.stores.values import FAILED, Claim, Ended, Known, Outcome, Request
 
 BATCH = 1000
 """Jobs in one transaction."""
+
+
+NOT_KEPT = "not_kept"
+"""The kind of failure of a job whose ending the database cannot keep."""
+
+
+def _weight(ending: Ending) -> int:
+    return len(ending.result or "") if isinstance(ending, Ended) else 0  # JSON, and so ASCII
 
 
 class PostgresStore(Accepting):
@@ -51,7 +61,7 @@ class PostgresStore(Accepting):
     ) -> None:
         opened = Connections(instance("dsn", dsn, str), whole("connections", connections, 1))
         super().__init__(opened, migrate, keep, keep_sessions)
-        self.lease_ns = int(positive("lease", lease) * NS)
+        self.lease_ns = duration("lease", lease)
         self._endings: Batches[Ending, bool] = Batches(self.record, BATCH)
         self._claims = plain.Guess()
         self._results = Results(self._connections)
@@ -72,8 +82,10 @@ class PostgresStore(Accepting):
             if claimed is not None and (claimed.claims or claimed.more):
                 return claimed
         if self._claims.may_be_plain():
-            async with self._connections.connection() as connection:
-                done, claimed = await plain.claim(connection, worker, slots, self.about(), self.lease_ns)
+            done = False
+            with suppress(Unkept):  # a time that is too far away for the database's arithmetic
+                async with self._connections.connection() as connection:
+                    done, claimed = await plain.claim(connection, worker, slots, self.about(), self.lease_ns)
             self._claims.note(plain=done)
             if done:
                 return claimed
@@ -93,14 +105,30 @@ class PostgresStore(Accepting):
     async def record(self, endings: Sequence[Ending]) -> Sequence[bool]:
         """Record how tries ended. False for one that no longer held its job: then nothing of it is recorded.
 
-        A lost connection is ridden out: the record is fenced, so writing it twice does no harm.
+        A lost connection is ridden out: the record is fenced, so writing it twice does no harm. Results go in
+        as many transactions as messages that they fit in. A job whose ending cannot be kept has failed.
         """
-        return await patiently(partial(self._settle, endings))
+        held: list[bool] = []
+        while len(held) < len(endings):
+            part = endings[len(held) :]
+            held += await self._record(part[: fitting(map(_weight, part), BATCH)])
+        return held
+
+    async def _record(self, endings: Sequence[Ending]) -> Sequence[bool]:
+        try:
+            return await patiently(partial(self._settle, endings))
+        except Unkept:
+            if len(endings) > 1:
+                return [held for ending in endings for held in await self._record([ending])]
+            ((job, tenant, tries, *_),) = endings
+            return await patiently(partial(self._settle, [Ended(job, tenant, tries, FAILED, kind=NOT_KEPT)]))
 
     async def _settle(self, endings: Sequence[Ending]) -> Sequence[bool]:
         if not self.hearing.gates:
-            async with self._connections.connection() as connection:
-                held = await plain.settle(connection, endings)
+            held = None
+            with suppress(Unkept):  # or what is too large for the database's arithmetic
+                async with self._connections.connection() as connection:
+                    held = await plain.settle(connection, endings)
             if held is not None:
                 return held
         async with self._connections.transaction() as connection:
@@ -176,6 +204,8 @@ class PostgresStore(Accepting):
 
     async def look(self, job: int, tenant: str) -> Known | None:
         """How a job stands; None if the tenant has none of that number."""
+        if job not in NUMBERS:
+            return None
         async with self._connections.connection() as connection:
             return await quoting.see(connection, job, tenant)
 
