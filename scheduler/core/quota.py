@@ -178,7 +178,7 @@ class Quota:
             raise ValueError(f"weight: must be at most 1000000 with at most 12 decimals, got {self.weight!r}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Cost:
     """What a job is expected to use: whole numbers, not negative, below 2^63."""
 
@@ -186,16 +186,21 @@ class Cost:
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def __post_init__(self) -> None:
-        calls, read, written = self.requests, self.input_tokens, self.output_tokens
-        known = calls.__class__ is read.__class__ is written.__class__ is int
-        if known and 0 <= calls < WORD and 0 <= read < WORD and 0 <= written < WORD:
-            return  # which is nearly always, and twice in a call
-        for name in DIMENSIONS:
-            amount(name, getattr(self, name))
+    def __init__(self, requests: int = 1, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        # What a frozen dataclass writes takes half as long again, and two of these are made in a call.
+        known = requests.__class__ is input_tokens.__class__ is output_tokens.__class__ is int
+        if not (known and 0 <= requests < WORD and 0 <= input_tokens < WORD and 0 <= output_tokens < WORD):
+            for name, value in zip(DIMENSIONS, (requests, input_tokens, output_tokens), strict=True):
+                amount(name, value)
+        _set_requests(self, requests)
+        _set_input(self, input_tokens)
+        _set_output(self, output_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+_set_requests, _set_input, _set_output = (getattr(Cost, name).__set__ for name in DIMENSIONS)
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Usage(Cost):
     """What a job really used: the same three as `Cost`."""
 
