@@ -136,10 +136,11 @@ class Asking(Reports):
         """How many input tokens a prompt has, within so many seconds, and while open."""
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        bound = asyncio.timeout(left)
+        bound, counting = asyncio.timeout(left), self._counting or set()
+        self._counting = counting
         try:
             async with bound:
-                self._counting.add(bound)
+                counting.add(bound)
                 return await self.estimates.count_later(prompt)
         except TimeoutError:
             if not bound.expired():
@@ -148,7 +149,7 @@ class Asking(Reports):
                 raise SchedulerClosed("the scheduler was closed while the call waited") from None
             raise DeadlineExceeded(tenant, "timeout", left or 0.0) from None
         finally:
-            self._counting.discard(bound)
+            counting.discard(bound)
             self.changed()
 
     async def _count_and_perform(self, job: Job) -> Any:

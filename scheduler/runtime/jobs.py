@@ -33,6 +33,7 @@ class Jobs(Runs):
     """Runs jobs: `submit`'s in the caller's task, `enqueue`'s in the scheduler's task group."""
 
     _deferred: Any = None
+    _counting: set[asyncio.Timeout] | None = None
 
     def __init__(self, engine: Engine, clock: Clock, handler: Handler | None, bounds: Bounds) -> None:
         super().__init__(engine, clock, bounds)
@@ -42,7 +43,6 @@ class Jobs(Runs):
         self._group: asyncio.TaskGroup | None = None
         self._quiet = asyncio.Event()
         self._starting = False
-        self._counting: set[asyncio.Timeout] = set()
         self.done = 0
 
     # --- life ---------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class Jobs(Runs):
         self.closed = True
         if not drain:
             self._abort()
-            for count in self._counting:
+            for count in self._counting or ():
                 if not count.expired():
                     count.reschedule(0)
         while self._busy:
