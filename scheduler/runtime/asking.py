@@ -129,17 +129,20 @@ class Asking(Reports):
         """How many input tokens a prompt has, within so many seconds, and while open."""
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
-        self._counting += 1
-        bound = asyncio.timeout(left)
+        bound, counting = asyncio.timeout(left), self._counting or set()
+        self._counting = counting
         try:
             async with bound:
+                counting.add(bound)
                 return await self.estimates.count_later(prompt)
         except TimeoutError:
-            if bound.expired():
-                raise DeadlineExceeded(tenant, "timeout", left or 0.0) from None
-            raise
+            if not bound.expired():
+                raise
+            if self._cancelling:
+                raise SchedulerClosed("the scheduler was closed while the call waited") from None
+            raise DeadlineExceeded(tenant, "timeout", left or 0.0) from None
         finally:
-            self._counting -= 1
+            counting.discard(bound)
             self.changed()
 
     async def _count_and_perform(self, job: Job) -> Any:

@@ -64,7 +64,7 @@ class Enqueuing(Asking):
         of their own.
         """
         no_store(connection=connection)
-        queued = each(jobs, self._queued)
+        queued = each(jobs, self._queued_of_many)
         if self.closed:
             raise SchedulerClosed("the scheduler is closed")
         uncounted = [job for job, is_priced in queued if not is_priced]
@@ -77,6 +77,13 @@ class Enqueuing(Asking):
             if isinstance(error, Exception)
         }
         return [failed.get(id(job)) or self._answer(job) for job, _ in queued]
+
+    def _queued_of_many(self, tenant: str, prompt: Prompt, **wishes: Any) -> tuple[QueuedJob, bool]:
+        """The same as `_queued`; that nobody knows the tenant's quota shows before others are accepted."""
+        queued = self._queued(tenant, prompt, **wishes)
+        if tenant not in self.engine.tenants:
+            self.engine.quota_of(tenant)
+        return queued
 
     def _answer(self, job: QueuedJob) -> Ticket | Exception:
         try:

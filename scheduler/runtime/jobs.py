@@ -33,7 +33,7 @@ class Jobs(Runs):
     """Runs jobs: `submit`'s in the caller's task, `enqueue`'s in the scheduler's task group."""
 
     _deferred: Any = None
-    _counting = 0
+    _counting: set[asyncio.Timeout] | None = None
 
     def __init__(self, engine: Engine, clock: Clock, handler: Handler | None, bounds: Bounds) -> None:
         super().__init__(engine, clock, bounds)
@@ -80,6 +80,9 @@ class Jobs(Runs):
         self.closed = True
         if not drain:
             self._abort()
+            for count in self._counting or ():
+                if not count.expired():
+                    count.reschedule(0)
         while self._busy:
             self._quiet.clear()
             await self._quiet.wait()

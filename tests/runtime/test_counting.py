@@ -69,6 +69,21 @@ async def test_who_is_counted_is_waited_for_and_who_comes_after_the_end_is_told(
 
 
 @virtual
+async def test_a_hasty_end_does_not_wait_for_a_count() -> None:
+    options: dict[str, Any] = {"gates": WIDE, "estimates": Estimates(slowly), "clock": VirtualClock()}
+    async with Scheduler(cost_of, **options) as scheduler:
+        calls = [asyncio.ensure_future(scheduler.submit("acme", "hello"))]
+        calls += [asyncio.ensure_future(scheduler.submit("acme", "hello", timeout=5))]
+        calls += [asyncio.ensure_future(scheduler.enqueue("acme", "hello"))]
+        await asyncio.sleep(1)
+        await scheduler.aclose(drain=False)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert now() == 1.0
+        assert all(isinstance(answer, SchedulerClosed) for answer in answers)
+        assert (await scheduler.statistics()).granted == 0
+
+
+@virtual
 async def test_a_count_that_was_never_begun_leaves_nothing_behind() -> None:
     """A task that is cancelled before its first step: no coroutine is forgotten."""
     options: dict[str, Any] = {"gates": WIDE, "estimates": Estimates(slowly), "clock": VirtualClock()}

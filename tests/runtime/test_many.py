@@ -203,5 +203,17 @@ async def test_counts_that_take_a_while_are_made_at_once_and_their_errors_are_an
         assert first.job.counted == last.job.counted == 10
 
 
+@virtual
+async def test_a_tenant_without_a_quota_is_named_before_anything_is_accepted() -> None:
+    """By its index, as over a store."""
+    jobs = [{"tenant": tenant, "prompt": "x"} for tenant in ("acme", "bolt", "acme")]
+    for quotas in ({"acme": KNOWN}, {"acme": KNOWN, "bolt": 3}):
+        async with make(Notes(), quotas) as scheduler:
+            with pytest.raises((ValueError, TypeError), match=r"^jobs\[1\]: .*quotas.*bolt"):
+                await scheduler.enqueue_many(jobs)
+            assert scheduler.engine.granted == 0
+            assert_idle(scheduler)
+
+
 def test_the_bound_on_bytes_fits_one_message() -> None:
     assert MOST_BYTES < 2**30

@@ -214,6 +214,13 @@ async def test_bad_arguments_are_named_and_a_closed_scheduler_takes_none(
         await scheduler.enqueue_many(asked("a"))
 
 
+async def test_a_tenant_without_a_quota_is_named_before_anything_is_accepted(dsn: str) -> None:
+    async with Scheduler(store=PostgresStore(dsn), quotas={"acme": EXAMPLE}) as scheduler:
+        with pytest.raises(ValueError, match=r"^jobs\[1\]: tenant: no entry in quotas for 'bolt'"):
+            await scheduler.enqueue_many([*asked("a"), {"tenant": "bolt", "prompt": "b"}, *asked("c")])
+        assert (await scheduler.statistics()).tenants == 0
+
+
 async def test_while_the_store_is_down_all_are_refused_at_different_times(mortal: Mortal) -> None:
     async with watched(mortal.dsn, REFUSE) as (scheduler, _):
         mortal.kill()
