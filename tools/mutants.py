@@ -121,31 +121,26 @@ def apply(mutant: Mutant, tree: Path) -> None:
     """Apply the patch to a copied tree, and see that what it touched is still Python."""
     # The copy may lie below some other repository: git must not look up there for one.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tree.parent)}
-    before = {name: content(tree / name) for name in mutant.files}
+    before = [content(tree / name) for name in mutant.files]
     done = subprocess.run(
         ["git", "apply", "--whitespace=nowarn", str(mutant.patch.resolve())],
         cwd=tree, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
         raise MutantError(f"the patch does not apply: {done.stderr.strip()}")
-    if before == {name: content(tree / name) for name in mutant.files}:
+    if before == [content(tree / name) for name in mutant.files]:
         raise MutantError("the patch changes nothing")
     for name in mutant.files:
         if name.endswith(".py"):
-            check_syntax(tree / name)
+            try:
+                compile(content(tree / name), name, "exec", dont_inherit=True)
+            except SyntaxError as error:
+                raise MutantError(f"the patched file does not compile: {error}") from error
 
 
 def content(path: Path) -> bytes:
     """Return what a file holds, nothing if it is not there."""
     return path.read_bytes() if path.exists() else b""
-
-
-def check_syntax(path: Path) -> None:
-    """Raise unless the file compiles."""
-    try:
-        compile(content(path), path.name, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        raise MutantError(f"the patched file does not compile: {error}") from error
 
 
 def run_tests(bench: Bench, tree: Path, *tests: str) -> Run:
@@ -194,7 +189,7 @@ def baseline_fault(run: Run) -> str:
         return (
             f"the test does not pass on the code as it is (pytest: exit {run.exit_code})\n{tail(run.output)}"
         )
-    return "" if run.passed else "the test was skipped on the code as it is"
+    return "the test was skipped on the code as it is" if run.skipped or not run.passed else ""
 
 
 def judge(run: Run) -> tuple[str, str]:
@@ -203,7 +198,7 @@ def judge(run: Run) -> tuple[str, str]:
         return "SURVIVED", ""
     if run.exit_code != 1 or run.errors or not run.failures:
         return "ERROR", f"pytest ended with exit {run.exit_code}, not with a failing test\n{tail(run.output)}"
-    if wrong := [message for message in run.failures if WRONG_REASON.match(message)]:
+    if wrong := list(filter(WRONG_REASON.match, run.failures)):
         return "ERROR", f"the test failed for the wrong reason: {wrong[0]}"
     return "caught", ""
 
@@ -229,32 +224,20 @@ def try_mutant(bench: Bench, mutant: Mutant, faults: dict[str, str]) -> list[Ver
 def baseline(bench: Bench, tests: Sequence[str]) -> dict[str, str]:
     """Run every named test once on the code as it is: test → fault, empty if it passes.
 
-    Many share a process; only where that does not go smoothly each has one of its own, which says whose fault
-    it is.
+    Many share a process; where one of them fails each has one of its own, to say whose fault it is.
     """
     tree = bench.copy("as-it-is")
 
-    def smooth(some: Sequence[str]) -> bool:
+    def fault(*tests: str) -> str:
         try:
-            run = run_tests(bench, tree, *some)
-        except MutantError:
-            return False
-        return run.exit_code == 0 and not run.skipped
-
-    def fault(test: str) -> str:
-        try:
-            return baseline_fault(run_tests(bench, tree, test))
+            return baseline_fault(run_tests(bench, tree, *tests))
         except MutantError as error:
             return f"on the code as it is: {error}"
 
-    parts = [part for part in (tests[at :: bench.jobs] for at in range(bench.jobs)) if part]
+    parts = [part for at in range(bench.jobs) if (part := tests[at :: bench.jobs])]
     with ThreadPoolExecutor(bench.jobs) as pool:
-        rough = [
-            test
-            for part, fine in zip(parts, pool.map(smooth, parts), strict=True)
-            if not fine
-            for test in part
-        ]
+        faults = zip(parts, pool.map(lambda part: fault(*part), parts), strict=True)
+        rough = [test for part, wrong in faults if wrong for test in part]
         return dict.fromkeys(tests, "") | dict(zip(rough, pool.map(fault, rough), strict=True))
 
 
@@ -295,8 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench = Bench(options.root, Path(scratch), options.jobs, options.limit, tuple(options.pytest))
         verdicts += try_all(bench, mutants)
     print(table(verdicts))
-    lacking = [law for law in options.laws if not any(law in mutant.laws for mutant in mutants)]
-    if lacking:
+    if lacking := [law for law in options.laws if not any(law in mutant.laws for mutant in mutants)]:
         print(f"\nno mutant breaks law {', '.join(lacking)}")
     caught = sum(verdict.result == "caught" for verdict in verdicts)
     print(f"\n{caught} of {len(verdicts)} caught")
@@ -307,9 +289,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
-    parser.add_argument(
-        "--laws", type=lambda text: text.split(","), default=LAWS, help="laws that need a mutant"
-    )
+    parser.add_argument("--laws", type=lambda text: text.split(","), default=LAWS, help="that need a mutant")
     parser.add_argument("--jobs", type=int, default=3, help="mutants tried at a time")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds one test may take")
     parser.add_argument("pytest", nargs="*", help="options for pytest, after --")

@@ -35,7 +35,9 @@ def estimate(counted: int, learned: Sequence[float] | None, knobs: Knobs) -> Cos
         read, written = counted, knobs.output_tokens
     else:
         read, written = counted + round(learned[0]), round(learned[1] * knobs.margin)
-    return Cost(1, max(1, min(read, WORD - 1)), max(1, min(written, WORD - 1)))
+    if not (0 < read < WORD and 0 < written < WORD):
+        read, written = max(1, min(read, WORD - 1)), max(1, min(written, WORD - 1))
+    return Cost(1, read, written)
 
 
 def within(cost: Cost, counted: int, tenant: Shape, gate: Shape | None) -> Cost:
