@@ -36,7 +36,7 @@ test: $(VENV)/.dev ## Run the tests (ARGS="-k order" for some of them)
 
 .PHONY: check
 check: lint types contracts docs wheel-test mutants ## Run everything that continuous integration runs
-	@$(BIN)/python -m pytest -q -n 3 --hypothesis-profile=ci
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal --hypothesis-profile=ci
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure beside other limiters and write docs/benchmarks.md
