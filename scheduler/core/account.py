@@ -208,6 +208,10 @@ class Account:
         """Let what was used take the place of what was charged; what lies above the burst is capped."""
         self.zeros[:] = map(add, map(sub, self.zeros, charged), used)
 
+    def refund(self, cost: Cost) -> None:
+        """Return all that was charged for a job."""
+        self.exchange(self.shape.amounts(cost), self.shape.nothing)
+
     def slot_wait(self, hold: int, ahead: int) -> int:
         """Nanoseconds until a slot is expected with `ahead` jobs before one, each holding it for `hold`."""
         return max(SLOT_FLOOR, hold * (ahead + 1) // self.slots)

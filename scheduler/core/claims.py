@@ -49,6 +49,8 @@ class Claims(Engine):
                 fitting.append((time, job))
             else:  # its quota was changed while it stood outside of its line
                 job.state, job.refusal, job.since = REFUSED, Refusal(Reason.NEVER, 0, never), time
+                if job.paid:
+                    self._tenant(job.tenant, time).refund(job.cost)
                 self.moved.append(job)
         if self.overload is None:
             for time, job in fitting:

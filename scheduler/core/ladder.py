@@ -199,6 +199,8 @@ class Ladder(Following):
         if entry.state is WAITING:
             self._take_out(entry, now)
             self.moved.append(entry)
+            if entry.paid:
+                self._refund(entry, now)
         else:
             entry.promised = now
             if entry.session is not None:

@@ -285,6 +285,8 @@ def requota(
         never = shape.never(job.cost)
         job.refusal = None if never is None else Refusal(Reason.NEVER, 0, never)
     gone = [job for job in line if job.refusal is not None]
+    for job in (job for job in gone if job.paid):
+        tenant.refund(job.cost)
     state.work = [0] * len(state.zeros)
     for job in line:
         if not job.paid and job.refusal is None:

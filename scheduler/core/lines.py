@@ -213,7 +213,17 @@ class Lines(Register):
         entry.state = state
         entry.owner.forget_tails()
         self._leave_session(entry, time, outside)
-        self._close_ranks(line, entry, time)
+        if entry.paid:
+            self._refund(entry, time)
+        else:
+            self._close_ranks(line, entry, time)
+
+    def _refund(self, entry: Entry, time: int) -> None:
+        """Return what a try was charged that the upstream refused, since the job will have no other."""
+        tenant, entry.paid = entry.owner, False
+        tenant.refund(entry.cost)
+        tenant.forget_tails()
+        self._place_all(tenant, time)
 
     def _close_ranks(self, line: Line, gone: Entry, time: int) -> None:
         """Arrange the turn of a line anew that a job left, if it may be another's now."""

@@ -90,11 +90,7 @@ class Settling(Changes):
         wait that its policy or deadline does not allow ends the job instead, and the refusal says why.
         """
         self._advance(now)
-        used = entry.reserved if refused else usage
-        if used is not None and not entry.deferred:
-            self._correct(entry, used, now)
-        if entry.reserved is not None:
-            entry.cost, entry.reserved = entry.reserved, None
+        self._charge_try(entry, entry.reserved if refused else usage, now)
         if entry.deferred:  # it held nothing by which its tenant would have been remembered
             entry.owner = self._tenant(entry.owner.name, now)
         gate, tenant = entry.shared, entry.owner
@@ -111,6 +107,8 @@ class Settling(Changes):
         elif late:
             reason = Reason.DEADLINE
         if shut or late or (bound is not None and start - now > bound):
+            if entry.paid:
+                self._refund(entry, now)
             self._end(entry, REFUSED, now)
             return self._refused(entry, Refusal(reason, gate.wait_of_refused(start, now)))
         line = self._line(tenant, gate)
@@ -129,6 +127,13 @@ class Settling(Changes):
         self._advance(now)
         self._flush(now, now)
         return None
+
+    def _charge_try(self, entry: Entry, used: Cost | None, now: int) -> None:
+        """Charge a try what it used, if that is known; the next one reserves what this one did."""
+        if used is not None and not entry.deferred:
+            self._correct(entry, used, now)
+        if entry.reserved is not None:
+            entry.cost, entry.reserved = entry.reserved, None
 
     def _refused(self, entry: Entry, refusal: Refusal) -> Refusal:
         entry.state = REFUSED

@@ -124,6 +124,8 @@ class Stage(Engine):
             return None  # it may go another way: somebody looks at its ladder
         if refusal is not None:
             job.state, job.refusal, job.since = REFUSED, refusal, time
+            if job.paid:
+                job.owner.refund(job.cost)
             self.moved.append(job)
             return None
         line = self._line(job.owner, job.shared)

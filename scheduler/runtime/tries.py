@@ -148,7 +148,7 @@ class Try:
         if not retry.refused and claim.attempt >= max_attempts:
             return self._ended(job, FAILED, kind=kind)
         after = retry.after_ns
-        if claim.deadline is not None and about + after >= claim.deadline:
+        if not retry.refused and claim.deadline is not None and about + after >= claim.deadline:
             return self._ended(job, FAILED, kind="timeout")
         return Again(claim.id, claim.tenant, claim.tries, after, retry.refused, not retry.refused, job.usage)
 

@@ -8,7 +8,7 @@ from scheduler.core.policy import Policy
 from scheduler.core.quota import NOTHING, NS, Cost, Quota, Rate, Usage
 from tests.conformance.record import Record
 from tests.conformance.sides import same
-from tests.core.play import MS, Op
+from tests.core.play import MS, PATIENT, Op
 
 TWO = Quota(Rate(2, burst=5))
 ONE_SLOT = Quota(Rate(2, burst=5), concurrency=1)
@@ -71,6 +71,26 @@ async def test_usage_moves_those_behind(dsn: str, usage: Usage, expected: list[f
     script = [Op("offer")] * 8 + [Op("settle", gap=100 * MS, pick=2, usage=usage)]
     found = await same(dsn, {"a": TWO}, script)
     assert slots(found)[5:] == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "delay", "slot"),
+    [(PATIENT, 5 * NS, 1.0), (Policy(max_wait=3), 5 * NS, 0.1), (PATIENT, 20 * NS, 1.0)],
+    ids=["cancelled", "not allowed to wait", "cancelled in a long backoff"],
+)
+async def test_a_refused_try_costs_nothing_if_there_is_no_other(
+    dsn: str, policy: Policy, delay: int, slot: float
+) -> None:
+    """Its permit is there for the next job from the moment on when that is certain."""
+    script = [
+        Op("offer", policy=policy),
+        Op("offer"),
+        Op("retry", gap=100 * MS, pick=0, delay=delay, refused=True),
+        Op("withdraw", gap=900 * MS, pick=0),
+        Op("advance", gap=NS),
+    ]
+    found = await same(dsn, {"a": Quota(Rate(1, per=10, burst=1))}, script)
+    assert slots(found)[1] == slot
 
 
 async def test_a_retry_keeps_its_place_and_pays_again(dsn: str) -> None:

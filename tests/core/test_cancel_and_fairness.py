@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from scheduler.core.entry import State
 from scheduler.core.fairness import fair_cost
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, Cost, Quota, Rate, Usage
+from tests.core.invariants import check
 from tests.core.play import START, Op, Play, engine, rates
 from tests.core.shares import Shares
 
@@ -91,6 +93,23 @@ def test_law_6_a_grant_that_races_a_cancel_is_given_on() -> None:
     play.listen()
     assert play.jobs[2].state is State.RUNNING
     assert play.jobs[2].slot == START + NS
+
+
+@pytest.mark.parametrize(("how", "after"), [("cancelled", 1), ("too late", 0), ("not allowed to wait", 0)])
+def test_law_6_a_try_that_was_refused_costs_nothing_if_there_is_no_other(how: str, after: int) -> None:
+    """The upstream did no work: its permit is there for the next job once that is certain."""
+    play = Play(engine(Quota(Rate(1, per=10))), after=check)
+    play.do(Op("offer", policy=Policy(max_wait=20), timeout=3 * NS if how == "too late" else None))
+    play.do(Op("offer"))
+    again = 60 if how == "not allowed to wait" else 5
+    play.engine.retry(play.now, play.jobs[0], play.now + again * NS, refused=True)
+    play.listen()
+    play.do(Op("advance", gap=NS))
+    if how == "cancelled":
+        play.engine.withdraw(play.now, play.jobs[0])
+        play.listen()
+    play.do(Op("advance", gap=2 * NS))
+    assert play.starts() == {0: START, 1: START + after * NS}
 
 
 def test_law_6_a_waiting_job_holds_nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scheduler import Answer, Cost, Job, JobFailed, Policy, Quota, Rate, Rung, Scheduler, Signal, Upstream
-from scheduler.core.quota import NS
+from scheduler.core.quota import NS, ONE
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.gates import hear
 from scheduler.stores.values import DONE, FAILED, Accepted, Again, Claim, Ended, Heard, Request
@@ -272,4 +272,20 @@ async def test_a_process_that_has_not_heard_of_gates_ends_a_deferred_job(dsn: st
         (taken,) = await store.claim_deferred("w", 5)
         store.hearing.gates = {}
         assert await store.settle(Ended(taken.id, "a", taken.tries, DONE, "1", plain=True))
+        await consistent(store)
+
+
+async def test_a_refused_try_of_a_job_that_is_deferred_costs_nothing(dsn: str) -> None:
+    """It is served without permits: those of the try that came to nothing go back to its tenant."""
+    two = Quota(Rate(1, per=3600, burst=2))
+    async with opened(dsn) as store:
+        await declare(store, large=SLOW, small=OPEN)
+        await submit(store, "a", BATCH, quota=two)
+        (taken,) = await claim(store)
+        await store.settle(Again(taken.id, "a", taken.tries, refused=True, counted=False))
+        await store.move(START + 11 * NS)
+        assert await store.rescue(5) == 1
+        assert len(await store.claim_deferred("w", 5)) == 1
+        account, now = await store.see(Request("a", None, two, PATIENT, ONE))
+        assert account.levels(now)["requests"] == 2
         await consistent(store)

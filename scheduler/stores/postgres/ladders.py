@@ -10,7 +10,7 @@ from asyncpg import Connection
 from scheduler.core import ledger
 from scheduler.core.entry import WAITING
 from scheduler.core.ladder import look_at
-from scheduler.core.quota import Cost
+from scheduler.core.quota import NOTHING, Cost
 from scheduler.core.rungs import Rungs
 from scheduler.core.signals import News
 from scheduler.core.stored import StoredJob
@@ -112,6 +112,8 @@ def _go(locked: Locked, job: StoredJob, before: tuple[str, Cost], now: int) -> N
         state.add_work(before[1], -1)
     if job.deferred:
         state.waiting -= 1
+        if job.paid:  # for a try that was refused, and it needs no other
+            ledger.correct(state, job.cost, NOTHING, now)
     else:
         new = locked.gates[job.gate]
         new.join(state, now, first=True)

@@ -13,7 +13,7 @@ from scheduler.core.ladder import look_at
 from scheduler.core.policy import Reason
 from scheduler.core.quota import NOTHING, Cost, Quota, Usage
 from scheduler.core.shared import SharedGate, granted
-from scheduler.core.stored import TenantState
+from scheduler.core.stored import StoredJob, TenantState
 from scheduler.stores.postgres import estimating, rows
 from scheduler.stores.postgres.locked import Locked
 from scheduler.stores.postgres.reasons import REFUSED, kind_of, too_late, why
@@ -63,16 +63,18 @@ class Settlement:
     looked: set[int] = field(default_factory=set)
     """Jobs whose ladders were looked at and do not help: these are refused if they wait for too long."""
 
-    def end(self, row: Record, ending: Ended) -> None:
-        """A try that is over for good."""
+    def end(self, row: Record, ending: Ended, refused: bool = False) -> None:
+        """A try that is over for good. `refused`: the upstream did no work; it costs its gate a call."""
         state = self.locked.states[row["tenant"]]
         slots = int(row["holder"] is None)
         cost = rows.cost_of(*row["cost"])
         gate = self.locked.gate_of(row["gate"])
         if not row["deferred"]:  # which holds nothing
-            self._settle(state, gate, cost, ending.usage, slots)
+            self._settle(state, gate, cost, NOTHING if refused else ending.usage, slots)
             if gate is not None:
-                gate.settle(state, granted(gate.name, row, cost), ending.usage, self.now)
+                job = granted(gate.name, row, cost)
+                used = self._refused(gate, state, job, row) if refused else ending.usage
+                gate.settle(state, job, used, self.now)
         counted, usage = row["counted"], ending.usage
         if counted is not None and usage is not None and learning.teaches(usage):
             self.lessons.append(estimating.Lesson(state.name, estimating.name_of(gate), counted, usage))
@@ -124,16 +126,16 @@ class Settlement:
             if gate is not None and not row["stop"]:
                 after = gate.wait_of_refused(self.now + after, self.now)
             why = json.dumps(max(after, 1)) if kind in REFUSED else None
-            self.end(row, Ended(ending.id, ending.tenant, ending.tries, over, why, kind, ending.usage))
+            ended = Ended(ending.id, ending.tenant, ending.tries, over, why, kind, ending.usage)
+            self.end(row, ended, ending.refused)
             return
         state, cost = self.locked.states[row["tenant"]], rows.cost_of(*row["cost"])
-        reserved, look = rows.reserved_of(row), None
-        used = reserved if ending.refused else ending.usage
+        used, look = rows.reserved_of(row) if ending.refused else ending.usage, None
         if not row["deferred"]:
             self._settle(state, gate, cost, used)
         if gate is not None:
             look = self._again_at(gate, row, ending._replace(usage=used), after)
-        cost = reserved or cost
+        cost = rows.reserved_of(row) or cost
         state.waiting += 1
         if row["max_wait"] is not None:
             until = min(self.now + row["max_wait"], FAR)
@@ -158,14 +160,19 @@ class Settlement:
         if usage is not None and any(shape.exceeds(usage, cost) for shape in shapes):
             self.locked.worsen(state.name)
 
+    def _refused(self, gate: SharedGate, state: TenantState, job: StoredJob, row: Record) -> Usage | None:
+        """Give back in fairness what an upstream refused; what the gate's buckets are charged for it."""
+        gate.correct(state, job, NOTHING, self.now)
+        job.period = 0
+        return rows.reserved_of(row)
+
     def _again_at(self, gate: SharedGate, row: Record, ending: Again, after: int) -> int | None:
         """End a try at a gate after which the job waits there again; when its ladder is looked at."""
         state = self.locked.states[row["tenant"]]
         job = granted(gate.name, row, rows.cost_of(*row["cost"]))
         if not row["deferred"]:
             if ending.refused:
-                gate.correct(state, job, NOTHING, self.now)
-                job.period = 0
+                self._refused(gate, state, job, row)
             gate.settle(state, job, ending.usage, self.now, learn=not ending.refused)
         gate.join(state, self.now, first=False)
         if row["ladder"] is None or after > 0:
@@ -186,7 +193,9 @@ class Settlement:
         if gate is not None:
             gate.leave(tenant)
             gate.give_up(row["id"], at)
-        if row["place"] is not None:
+        if row["paid"]:  # for a try that was refused, and it will have no other
+            ledger.correct(tenant, cost, NOTHING, at)
+        if row["place"] is not None or row["paid"]:
             ledger.move(tenant, at)
             self.locked.stir(row["tenant"])
         self.leave(row, state, why, kind, at)

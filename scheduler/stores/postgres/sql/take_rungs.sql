@@ -12,7 +12,7 @@ with saved as (
     set
         gate = u.gate, cost = array[u.requests, u.input_tokens, u.output_tokens], rung = u.rung, predicted = u.predicted,
         model = u.model, max_tokens = u.max_tokens, look = u.look, deferred = u.deferred,
-        state = u.deferred::integer, turn = case when u.deferred then null else j.turn end,
+        paid = j.paid and not u.deferred, state = u.deferred::integer, turn = case when u.deferred then null else j.turn end,
         worker = case when u.deferred then '' end,
         lease = case when u.deferred then least($20::bigint, j.deadline) else j.lease end,
         returns = case when u.deferred then null else j.returns end,
