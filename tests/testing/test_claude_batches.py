@@ -155,6 +155,22 @@ async def test_a_fault_hits_the_route_that_it_names() -> None:
     assert faults_seen == ["overloaded", "status", "reset_before_head", "rate_limited", "truncate"]
 
 
+async def errored(seed: int) -> tuple[set[str], int]:
+    """Which of a hundred requests fail with a probability of a half, and how many the oracle counted."""
+    fault = Fault(effects.Overloaded(), Match(route="batches.request", probability=0.5))
+    async with SimulatedClaude(quick(fault, batch_s=0), seed=seed) as claude, sdk(claude) as client:
+        results = await results_of(client, *(entry(str(number)) for number in range(100)))
+        counted = claude.stats().faults["overloaded"]
+    return {name for name, result in results.items() if result.type == "errored"}, counted
+
+
+async def test_a_probability_is_drawn_for_every_request_of_a_batch_and_follows_from_the_seed() -> None:
+    (first, counted), (again, _), (other, _) = [await errored(seed) for seed in (1, 1, 2)]
+    assert 25 < len(first) < 75
+    assert counted == len(first)
+    assert first == again != other
+
+
 def test_a_route_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"match\.route"):
         Match(route="batches")

@@ -117,7 +117,7 @@ def _result(simulation: Simulation, batch: Batch, index: int, params: dict[str, 
     if simulation.config.batch_s > simulation.config.batch_expires_s:
         return {"type": "expired"}
     try:
-        _require_answerable(simulation, batch, params)
+        _require_answerable(simulation, batch, index, params)
     except ApiError as error:
         body = {"type": "error", "error": {"type": error.error_type, "message": error.message}}
         return {"type": "errored", "error": body}
@@ -131,7 +131,7 @@ def _result(simulation: Simulation, batch: Batch, index: int, params: dict[str, 
     return {"type": "succeeded", "message": message}
 
 
-def _require_answerable(simulation: Simulation, batch: Batch, params: dict[str, Any]) -> None:
+def _require_answerable(simulation: Simulation, batch: Batch, index: int, params: dict[str, Any]) -> None:
     """Raise `ApiError` for what a single request would be refused for, and for a fault that hits it."""
     require_messages(params)
     require_max_tokens(params)
@@ -139,7 +139,10 @@ def _require_answerable(simulation: Simulation, batch: Batch, params: dict[str, 
     if model_class(simulation.config.models, model) is None:
         raise ApiError(404, f"model: {model}")
     at_s = batch.created_ns / SECOND_NS
-    fault = simulation.faults.choose(batch.number, model, None, at_s, "batches.request")
-    refusal = None if fault is None else fault.effect.refusal(simulation.time)
+    fault = simulation.faults.choose(f"{batch.number}/{index}", model, None, at_s, "batches.request")
+    if fault is None:
+        return
+    simulation.oracle.count_fault(fault.kind)
+    refusal = fault.effect.refusal(simulation.time)
     if refusal is not None:
         raise refusal
