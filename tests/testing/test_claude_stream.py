@@ -106,6 +106,18 @@ async def test_max_tokens_cuts_the_same_text_shorter() -> None:
     assert text_of(whole).startswith(text_of(cut) + " ")
 
 
+async def test_no_more_is_generated_than_may_be_sent() -> None:
+    lengths = (6, 12, 10**9, 10**15)
+    texts = []
+    for length in lengths:
+        async with SimulatedClaude(quick(reply_tokens=length)) as claude, sdk(claude) as client:
+            cut = await create(client, max_tokens=6)
+            texts.append((text_of(cut), cut.stop_reason))
+    whole, *cut_short = texts
+    assert whole[1] == "end_turn"
+    assert cut_short == [(whole[0], "max_tokens")] * 3
+
+
 async def test_a_stop_sequence_ends_the_text() -> None:
     script = Script(text="one two STOP three")
     async with SimulatedClaude(quick(scripts=(script,))) as claude, sdk(claude) as client:
@@ -221,9 +233,11 @@ async def test_an_empty_reply_has_one_token() -> None:
         events = await collect(
             client, messages=[{"role": "user", "content": "quiet"}], stop_sequences=["quiet"]
         )
+        charged = [attempt.output_tokens for attempt in claude.requests]
     assert blank.json()["content"] == [{"type": "text", "text": ""}]
     assert blank.json()["usage"]["output_tokens"] == 1
     assert [event.type for event in events][-1] == "message_stop"
+    assert charged == [1, 1]
 
 
 async def test_the_default_configuration_is_that_of_a_real_model() -> None:
