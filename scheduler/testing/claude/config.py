@@ -75,11 +75,12 @@ class ClaudeConfig:
     `limits` holds for every model class without an entry in `class_limits`; `models` maps names to classes. A
     reply has `reply_tokens` output tokens, or a lognormal draw around `reply_tokens_median`, and never more
     than `max_tokens`. `api_keys` is who may call; `None` is everybody. A batch takes `batch_s`; what has not
-    ended after `batch_expires_s` expires.
+    ended after `batch_expires_s` expires; of more than `batches_max` the oldest is forgotten if it has ended.
 
     The oracle takes tenant and job from the first of these headers that was sent, keeps the headers of
     `record_headers` (`*`: all but credentials), and bodies only with `keep_bodies`. With `finish_abandoned`
-    work goes on for clients that have left. The last fields bound memory.
+    work goes on for clients that have left. The last fields bound memory; creating a batch has a limit of its
+    own for its body.
     """
 
     latency: Latency = field(default_factory=Latency)
@@ -107,6 +108,7 @@ class ClaudeConfig:
     batches_max: int = 1_000
     connections_max: int = 10_000
     body_bytes_max: int = 32 * 1024 * 1024
+    batch_bytes_max: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; raises `ConfigError` naming the field and the value."""
@@ -122,7 +124,7 @@ class ClaudeConfig:
             require(0 <= value <= 86_400, name, value, "must be from 0 to 86400")
         for name in (
             "reply_tokens_median", "attempts_max", "credentials_max", "cached_prefixes_max", "batches_max",
-            "connections_max", "body_bytes_max",
+            "connections_max", "body_bytes_max", "batch_bytes_max",
         ):  # fmt: skip
             value = getattr(self, name)
             require(value >= 1, name, value, "must be at least 1")
