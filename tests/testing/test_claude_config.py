@@ -1,6 +1,7 @@
 """Configuration: from code, JSON and TOML, with errors that name the field and the value."""
 
 import asyncio
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,14 @@ def test_a_configuration_survives_being_written_and_read() -> None:
 def test_mistakes_name_the_field_and_the_value(values: Any, error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         ClaudeConfig.from_mapping(values)
+
+
+@pytest.mark.parametrize("keys", ["sk-secret", 7, {"sk-secret": 1}, ["sk-other", {"key": "sk-secret"}]])
+def test_a_mistake_with_the_keys_does_not_show_them(keys: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^config\.api_keys: expected a list of texts") as raised:
+        ClaudeConfig.from_mapping({"api_keys": keys})
+    assert "sk-" not in "".join(traceback.format_exception(raised.value))
+    assert "sk-" not in repr(ClaudeConfig(api_keys=("sk-secret",)))
 
 
 async def test_serve_runs_until_it_is_cancelled() -> None:

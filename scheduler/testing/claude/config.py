@@ -11,7 +11,7 @@ from typing import Any
 
 from scheduler.testing.claude.faults import Fault
 from scheduler.testing.claude.limits import Limits
-from scheduler.testing.claude.loading import ConfigError, build, require
+from scheduler.testing.claude.loading import SECRET, ConfigError, build, require
 from scheduler.testing.claude.models import COUNT_TOKENS_CLASS, MODELS
 from scheduler.testing.claude.scripts import Script
 
@@ -95,7 +95,7 @@ class ClaudeConfig:
     reply_tokens_sigma: float = 0.6
     batch_s: float = 60.0
     batch_expires_s: float = 86_400.0
-    api_keys: tuple[str, ...] | None = None
+    api_keys: tuple[str, ...] | None = field(default=None, repr=False, metadata=SECRET)
     organization_id: str = "00000000-0000-4000-8000-000000000000"
     tenant_headers: tuple[str, ...] = ("x-waitline-tenant", "x-tenant-id")
     job_headers: tuple[str, ...] = ("x-waitline-job",)
@@ -156,5 +156,16 @@ class ClaudeConfig:
         keyless = replace(self, api_keys=None, faults=())
         table = {**asdict(keyless), "faults": [fault.to_mapping() for fault in self.faults]}
         if self.api_keys is not None:
-            table["api_keys"] = [f"hidden ({index})" for index, _ in enumerate(self.api_keys)]
+            table["api_keys"] = list(self._hidden_keys())
         return table
+
+    def keeping_keys_of(self, other: ClaudeConfig) -> ClaudeConfig:
+        """Return this configuration with the keys of another where it has what hides them."""
+        if self.api_keys is None:
+            return self
+        hidden = other._hidden_keys()
+        return replace(self, api_keys=tuple(hidden.get(key, key) for key in self.api_keys))
+
+    def _hidden_keys(self) -> dict[str, str]:
+        """The API keys by what is shown instead of them."""
+        return {f"hidden ({index})": key for index, key in enumerate(self.api_keys or ())}

@@ -18,6 +18,9 @@ class Dataclass(Protocol):
 
 T = TypeVar("T", bound=Dataclass)
 
+# The metadata of fields whose values must not be shown.
+SECRET = {"secret": True}
+
 
 class ConfigError(ValueError):
     """A configuration value is wrong; the text names the field and the value."""
@@ -38,7 +41,18 @@ def build(kind: type[T], values: object, where: str) -> T:
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{where}.{name}: is missing")
-    return kind(**{name: convert(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+    return kind(**{name: _field(known[name], value, hints[name], where) for name, value in values.items()})
+
+
+def _field(field: dataclasses.Field[Any], value: object, hint: Any, where: str) -> Any:
+    """Convert the value of a field; that of a secret one stays out of errors."""
+    try:
+        return convert(value, hint, f"{where}.{field.name}")
+    except ConfigError:
+        if not field.metadata.get("secret"):
+            raise
+        # The error before this one has the value in its text, and must not be seen beside it.
+        raise ConfigError(f"{where}.{field.name}: expected a list of texts (which are not shown)") from None
 
 
 def convert(value: object, hint: Any, where: str) -> Any:
