@@ -11,7 +11,7 @@ from typing import Any
 
 from scheduler.testing.claude.faults import Fault
 from scheduler.testing.claude.limits import Limits
-from scheduler.testing.claude.loading import SECRET, ConfigError, build, require
+from scheduler.testing.claude.loading import SECRET, ConfigError, build, require, require_header
 from scheduler.testing.claude.models import COUNT_TOKENS_CLASS, MODELS
 from scheduler.testing.claude.scripts import Script
 
@@ -117,6 +117,7 @@ class ClaudeConfig:
         )
         tokens = self.reply_tokens
         require(tokens is None or tokens >= 1, "reply_tokens", tokens, "must be at least 1")
+        require_header("organization_id", self.organization_id)
         sigma = self.reply_tokens_sigma
         require(0 <= sigma <= 5, "reply_tokens_sigma", sigma, "must be from 0 to 5")
         for name in ("batch_s", "batch_expires_s"):

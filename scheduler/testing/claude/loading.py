@@ -113,6 +113,13 @@ def _plain(value: object, hint: Any, where: str) -> Any:
     return value
 
 
+def require_header(field: str, value: object) -> None:
+    """Raise `ConfigError` for a text that no header can carry; what is no text is none of its business."""
+    if isinstance(value, str):
+        sendable = value.isascii() and value.isprintable() and value == value.strip()
+        require(sendable, field, value, "must be printable ASCII without blanks around it")
+
+
 def require(condition: bool, field: str, value: object, rule: str) -> None:
     """Raise `ConfigError` naming the field and the value unless the condition holds."""
     if not condition:
