@@ -224,6 +224,15 @@ async def test_a_slow_stream_has_pings_between_its_events() -> None:
     assert names.count("content_block_delta") == 12
 
 
+async def test_pings_come_while_a_token_is_awaited() -> None:
+    latency = Latency(ttft_base_s=0, jitter=0, prefill_tps=None, decode_tps=0.02, ping_every_s=15)
+    async with SimulatedClaude(quick(latency=latency, reply_tokens=2, time_scale=0.004)) as claude:
+        names = await raw_events(claude)
+    # A token takes fifty seconds: in each of them the answer says three times that it is still there.
+    assert names[2:5] == ["ping"] * 3
+    assert names.count("ping") >= 1 + 3
+
+
 async def test_an_empty_reply_has_one_token() -> None:
     async with (
         SimulatedClaude(quick(scripts=(Script(contains="quiet", echo=True),))) as claude,
