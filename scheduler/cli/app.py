@@ -186,8 +186,9 @@ def upstream(*, port: int = 8700, seed: int = 0, config: Path | None = None) -> 
 
     def ready(base_url: str) -> None:
         Console(highlight=False).print(f"A simulated Claude listens on {base_url}", soft_wrap=True)
+        key = "anything" if settings.api_keys is None else "(one of api_keys)"
         Console(highlight=False).print(
-            f"Point a client at it: ANTHROPIC_BASE_URL={base_url} ANTHROPIC_API_KEY=anything", soft_wrap=True
+            f"Point a client at it: ANTHROPIC_BASE_URL={base_url} ANTHROPIC_API_KEY={key}", soft_wrap=True
         )
         sys.stdout.flush()
 

@@ -8,6 +8,7 @@ the clock.
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -26,9 +27,9 @@ class SleepsForever(RuntimeError):
 class _JumpingSelector(selectors.BaseSelector):
     """Waits for nothing: a time-out moves the clock instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, jump: Callable[[float], None]) -> None:
         self._real = selectors.DefaultSelector()
-        self.now = 0
+        self._jump = jump
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)
@@ -44,7 +45,7 @@ class _JumpingSelector(selectors.BaseSelector):
         if not ready and timeout is None:
             raise SleepsForever("every task waits, and no timer is set")
         if not ready and timeout:
-            self.now = round((self.now / NS + timeout) * NS)
+            self._jump(timeout)
         return ready
 
     def close(self) -> None:
@@ -55,20 +56,45 @@ class _JumpingSelector(selectors.BaseSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop in virtual time, starting at 0. Exact to the nanosecond for the first ten days."""
+    """An event loop in virtual time, starting at 0.
+
+    Exact to the nanosecond for the first ten days. The loop compares seconds as floats, which from then on
+    become coarser than that: timers are then as exact as floats are, and time goes on all the same.
+    """
 
     def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
+        self._now = 0
+        super().__init__(_JumpingSelector(self._jump))
         self._clock_resolution = 1 / NS
 
     def time(self) -> float:
         """Seconds of virtual time."""
-        return self._jumping.now / NS
+        return self._now / NS
 
     def time_ns(self) -> int:
         """Nanoseconds of virtual time."""
-        return self._jumping.now
+        return self._now
+
+    def _jump(self, seconds: float) -> None:
+        """Move to the next timer, so far that the loop calls it."""
+        when = self.time() + seconds
+        self._now = max(self._now, round(when * NS))
+        # What is smaller than the step of its floats, a loop does not see.
+        self._clock_resolution = max(1 / NS, math.ulp(when))
+        while when >= self.time() + self._clock_resolution:
+            self._now += 1
+
+
+class _VirtualTimer(LoopTimer):
+    """The loop's timer for a time in whole nanoseconds."""
+
+    def arm(self, when: int) -> None:
+        """Replace the pending call by one at `when`, which is later than now on the loop's floats too."""
+        self.close()
+        seconds = self._loop.time()
+        if when > self._clock.now():
+            seconds = max(when / NS, math.nextafter(seconds, math.inf))
+        self._handle = self._loop.call_at(seconds, self._callback, context=self._context)
 
 
 class VirtualClock:
@@ -83,7 +109,7 @@ class VirtualClock:
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """The loop's own timer."""
-        return LoopTimer(self, callback)
+        return _VirtualTimer(self, callback)
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

@@ -74,7 +74,8 @@ def test_help_names_the_commands(waitline: Waitline) -> None:
 def test_upstream_serves_until_ctrl_c(tmp_path: Any) -> None:
     """The printed address answers the real SDK; SIGINT ends it without a traceback."""
     config = tmp_path / "claude.toml"
-    config.write_text('[[scripts]]\ncontains = "ping"\ntext = "pong"\n[latency]\nttft_base_s = 0.0\n')
+    script = '[[scripts]]\ncontains = "ping"\ntext = "pong"\n'
+    config.write_text('api_keys = ["any"]\n' + script + "[latency]\nttft_base_s = 0.0\n")
     process = subprocess.Popen(
         [*COMMAND, "upstream", "--port", "0", "--seed", "3", "--config", str(config)],
         stdout=subprocess.PIPE,
@@ -84,6 +85,7 @@ def test_upstream_serves_until_ctrl_c(tmp_path: Any) -> None:
     )
     assert process.stdout is not None
     base_url = process.stdout.readline().split()[-1]
+    assert "ANTHROPIC_API_KEY=(one of api_keys)" in process.stdout.readline()
     with (
         httpx2.Client(trust_env=False) as direct,
         anthropic.Anthropic(base_url=base_url, api_key="any", max_retries=0, http_client=direct) as client,

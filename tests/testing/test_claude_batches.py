@@ -1,13 +1,14 @@
 """Message batches: they end by themselves, and answer as single requests do."""
 
+from datetime import timedelta
 from typing import Any
 
 import anthropic
 import pytest
 
-from scheduler.testing import Fault, Match, Script, SimulatedClaude, ToolCall, damage, effects
+from scheduler.testing import ClaudeConfig, Fault, Match, Script, SimulatedClaude, ToolCall, damage, effects
 from scheduler.testing.claude.loading import ConfigError
-from tests.testing.claude_client import asked, call, create, quick, sdk, text_of
+from tests.testing.claude_client import HEADERS, asked, call, create, quick, sdk, text_of
 
 
 def entry(custom_id: str, text: str = "hello", **fields: Any) -> Any:
@@ -88,10 +89,55 @@ async def test_what_is_no_batch_is_turned_down(body: Any) -> None:
 async def test_batches_are_bounded_and_other_paths_are_not_found() -> None:
     async with SimulatedClaude(quick(batches_max=1)) as claude, sdk(claude) as client:
         batch = await client.messages.batches.create(requests=[entry("a")])
-        with pytest.raises(anthropic.RateLimitError):
+        with pytest.raises(anthropic.RateLimitError) as full:
             await client.messages.batches.create(requests=[entry("a")])
+        assert full.value.response.headers["retry-after"] == "60"
         assert (await call(claude, f"/v1/messages/batches/{batch.id}/other", method="GET")).status == 404
         assert (await call(claude, f"/v1/messages/batches/{batch.id}/results", method="GET")).status == 400
+
+
+async def test_the_oldest_batch_is_forgotten_for_a_new_one_once_it_has_ended() -> None:
+    async with SimulatedClaude(quick(batches_max=2, batch_s=0)) as claude, sdk(claude) as client:
+        calls = client.messages.batches
+        first, second, third = [await calls.create(requests=[entry("a")]) for _ in range(3)]
+        assert [batch.id async for batch in calls.list()] == [third.id, second.id]
+        with pytest.raises(anthropic.NotFoundError):
+            await calls.retrieve(first.id)
+
+
+async def test_a_batch_that_has_not_ended_is_not_deleted() -> None:
+    async with SimulatedClaude(quick()) as claude, sdk(claude) as client:
+        batch = await client.messages.batches.create(requests=[entry("a")])
+        with pytest.raises(anthropic.BadRequestError):
+            await client.messages.batches.delete(batch.id)
+        assert (await client.messages.batches.retrieve(batch.id)).processing_status == "in_progress"
+
+
+async def test_creating_a_batch_has_a_limit_of_its_own_for_the_body() -> None:
+    large, huge = ({"requests": [entry("a", "x" * size)]} for size in (3_000, 6_000))
+    async with SimulatedClaude(quick(body_bytes_max=1_000, batch_bytes_max=5_000)) as claude:
+        assert (await call(claude, "/v1/messages", asked("x" * 3_000))).status == 413
+        assert (await call(claude, "/v1/messages/batches", large)).status == 200
+        assert (await call(claude, "/v1/messages/batches", huge)).status == 413
+    assert ClaudeConfig().batch_bytes_max == 256 * 1024 * 1024
+
+
+async def test_times_of_a_batch_are_those_of_its_client() -> None:
+    config = quick(batch_s=10, batch_expires_s=86_400, time_scale=0.001)
+    async with SimulatedClaude(config) as claude, sdk(claude) as client:
+        batch = await client.messages.batches.create(requests=[entry("a")])
+    # Whole seconds, both rounded up.
+    assert timedelta(seconds=86) <= batch.expires_at - batch.created_at <= timedelta(seconds=87)
+
+
+@pytest.mark.parametrize(("version", "kind"), [("2023-06-01", "succeeded"), ("2026-10-21", "errored")])
+async def test_requests_of_a_batch_know_the_version_of_the_batch(version: str, kind: str) -> None:
+    body = {"requests": [entry("a", temperature=1)]}
+    async with SimulatedClaude(quick(batch_s=0)) as claude:
+        headers = {**HEADERS, "anthropic-version": version}
+        batch = (await call(claude, "/v1/messages/batches", body, headers=headers)).json()
+        response = await call(claude, f"/v1/messages/batches/{batch['id']}/results", method="GET")
+    assert response.json()["result"]["type"] == kind
 
 
 async def results_of(client: anthropic.AsyncAnthropic, *requests: Any) -> dict[str, Any]:
@@ -153,6 +199,22 @@ async def test_a_fault_hits_the_route_that_it_names() -> None:
     assert (results["a"].type, results["a"].error.error.type) == ("errored", "overloaded_error")
     assert results["b"].type == "succeeded"
     assert faults_seen == ["overloaded", "status", "reset_before_head", "rate_limited", "truncate"]
+
+
+async def errored(seed: int) -> tuple[set[str], int]:
+    """Which of a hundred requests fail with a probability of a half, and how many the oracle counted."""
+    fault = Fault(effects.Overloaded(), Match(route="batches.request", probability=0.5))
+    async with SimulatedClaude(quick(fault, batch_s=0), seed=seed) as claude, sdk(claude) as client:
+        results = await results_of(client, *(entry(str(number)) for number in range(100)))
+        counted = claude.stats().faults["overloaded"]
+    return {name for name, result in results.items() if result.type == "errored"}, counted
+
+
+async def test_a_probability_is_drawn_for_every_request_of_a_batch_and_follows_from_the_seed() -> None:
+    (first, counted), (again, _), (other, _) = [await errored(seed) for seed in (1, 1, 2)]
+    assert 25 < len(first) < 75
+    assert counted == len(first)
+    assert first == again != other
 
 
 def test_a_route_that_there_is_not_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Configuration: from code, JSON and TOML, with errors that name the field and the value."""
 
 import asyncio
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +169,44 @@ def test_a_configuration_survives_being_written_and_read() -> None:
             {"faults": [{"kind": "slow_headers", "seconds": -1}]},
             r"fault\.seconds: must be from 0 to 86400, got -1",
         ),
+        (
+            {"faults": [{"kind": "slow_headers", "seconds": 1, "status": 700}]},
+            r"fault\.status: must be 200 or from 400 to 599, got 700",
+        ),
+        (
+            {"faults": [{"kind": "slow_headers", "seconds": 1, "status": 302}]},
+            r"fault\.status: must be 200 or from 400 to 599, got 302",
+        ),
+        (
+            {"faults": [{"kind": "slow_headers", "seconds": 1, "retry_after": "é"}]},
+            r"fault\.retry_after: must be printable ASCII",
+        ),
+        (
+            {"faults": [{"kind": "rate_limited", "retry_after": "1\n2"}]},
+            r"fault\.retry_after: must be printable ASCII .*, got '1\\n2'",
+        ),
+        (
+            {"faults": [{"kind": "status", "retry_after": " 1"}]},
+            r"fault\.retry_after: must be printable ASCII",
+        ),
+        (
+            {"faults": [{"kind": "status", "retry_after_date_s": 1e15}]},
+            r"fault\.retry_after_date_s: must be from -1000000000 to 1000000000",
+        ),
+        ({"organization_id": "é"}, "organization_id: must be printable ASCII .*, got 'é'"),
     ],
 )
 def test_mistakes_name_the_field_and_the_value(values: Any, error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         ClaudeConfig.from_mapping(values)
+
+
+@pytest.mark.parametrize("keys", ["sk-secret", 7, {"sk-secret": 1}, ["sk-other", {"key": "sk-secret"}]])
+def test_a_mistake_with_the_keys_does_not_show_them(keys: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^config\.api_keys: expected a list of texts") as raised:
+        ClaudeConfig.from_mapping({"api_keys": keys})
+    assert "sk-" not in "".join(traceback.format_exception(raised.value))
+    assert "sk-" not in repr(ClaudeConfig(api_keys=("sk-secret",)))
 
 
 async def test_serve_runs_until_it_is_cancelled() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from scheduler.testing import Fault, Limits, Match, SimulatedClaude, damage, effects
 from scheduler.testing.claude.config import ClaudeConfig
-from tests.testing.claude_client import asked, call, quick
+from tests.testing.claude_client import KEY, asked, call, quick
 
 
 async def control(claude: SimulatedClaude, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -90,6 +90,16 @@ async def test_what_is_read_can_be_written_back_and_keys_are_hidden() -> None:
         del table["api_keys"]
         await control(claude, "PUT", "config", table)
         assert claude.config == quick(*faults)
+
+
+async def test_hidden_keys_that_come_back_are_those_in_force() -> None:
+    async with SimulatedClaude(quick(api_keys=("sk-other", KEY))) as claude:
+        _, table = await control(claude, "GET", "config")
+        table["api_keys"] = [table["api_keys"][1], "sk-new"]
+        _, written = await control(claude, "PUT", "config", table)
+        assert claude.config.api_keys == (KEY, "sk-new")
+        assert await status(claude) == 200
+    assert written["api_keys"] == ["hidden (0)", "hidden (1)"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import anthropic
@@ -231,6 +232,14 @@ async def test_a_dribbled_body_never_times_out(stream: bool) -> None:
     assert message.usage.output_tokens == 12
     assert attempt.end_ns is not None
     assert attempt.end_ns - attempt.arrival_ns >= 0.02e9 * (attempt.bytes_out // SLOW[stream].size)
+
+
+async def test_no_ping_comes_in_the_middle_of_an_event_that_dribbles() -> None:
+    latency = replace(ONE_BY_ONE, ping_every_s=0.001)
+    async with damaged(damage.SlowLoris(size=60, interval_s=0.01), latency=latency) as claude:
+        events, error = await streamed(claude)
+    assert error is None
+    assert (events[-1].type, deltas(events)) == ("message_stop", 12)
 
 
 async def test_only_the_callers_deadline_stops_a_dribble() -> None:

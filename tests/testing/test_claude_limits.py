@@ -35,11 +35,31 @@ def test_the_smallest_bucket_holds_one_permit() -> None:
 
 
 def test_a_refused_request_is_not_charged_unless_asked() -> None:
-    for charged, wait_ns in ((False, SECOND_NS), (True, 4 * SECOND_NS)):
+    for charged, wait_ns in ((False, SECOND_NS), (True, 5 * SECOND_NS)):
         limiter = Limiter(Limits(requests_per_minute=60, burst_s=1, charge_refused=charged), 0)
         refusals = [limiter.admit(0, 0) for _ in range(5)]
         assert refusals[-1] is not None
         assert refusals[-1].wait_ns == wait_ns
+
+
+def test_who_waits_as_long_as_it_is_told_gets_in_though_refusals_are_charged() -> None:
+    limits = Limits(requests_per_minute=60, input_tokens_per_minute=600, burst_s=1, charge_refused=True)
+    limiter, now_ns = Limiter(limits, 0), 0
+    for _ in range(5):
+        assert limiter.admit(now_ns, 10) is None
+        assert limiter.admit(now_ns, 10) is not None
+        refusal = limiter.admit(now_ns, 10)
+        assert refusal is not None
+        assert (refusal.name, refusal.wait_ns) == ("requests", 3 * SECOND_NS)
+        now_ns += refusal.wait_ns
+
+
+def test_a_refusal_for_its_input_is_charged_as_a_request_that_is_then_missing() -> None:
+    limits = Limits(requests_per_minute=6, input_tokens_per_minute=60, burst_s=10, charge_refused=True)
+    limiter = Limiter(limits, 0)
+    refusal = limiter.admit(0, 11)
+    assert refusal is not None
+    assert (refusal.name, refusal.wait_ns) == ("requests", 10 * SECOND_NS)
 
 
 def test_input_must_fit_as_a_whole() -> None:
@@ -116,6 +136,19 @@ def test_only_large_token_limits_are_rounded() -> None:
         assert limiter.admit(0, 1_400) is None
     assert [level.remaining for level in small.levels(0)] == [19_999, 8_599, 8_599]
     assert next(large.levels(0)).remaining == 9_000
+
+
+def test_small_buckets_of_large_limits_are_not_rounded() -> None:
+    limits = Limits(input_tokens_per_minute=30_000, output_tokens_per_minute=12_000, burst_s=1)
+    limiter = Limiter(limits, 0)
+    assert limiter.admit(0, 100) is None
+    assert [level.remaining for level in limiter.levels(0)] == [400, 200, 600]
+
+
+def test_what_remains_is_never_rounded_above_what_the_bucket_holds() -> None:
+    limiter = Limiter(Limits(input_tokens_per_minute=10_600), 0)
+    assert limiter.admit(0, 50) is None
+    assert [level.remaining for level in limiter.levels(0)] == [10_600, 10_600]
 
 
 def test_reset_is_the_time_to_full() -> None:

@@ -106,6 +106,18 @@ async def test_max_tokens_cuts_the_same_text_shorter() -> None:
     assert text_of(whole).startswith(text_of(cut) + " ")
 
 
+async def test_no_more_is_generated_than_may_be_sent() -> None:
+    lengths = (6, 12, 10**9, 10**15)
+    texts = []
+    for length in lengths:
+        async with SimulatedClaude(quick(reply_tokens=length)) as claude, sdk(claude) as client:
+            cut = await create(client, max_tokens=6)
+            texts.append((text_of(cut), cut.stop_reason))
+    whole, *cut_short = texts
+    assert whole[1] == "end_turn"
+    assert cut_short == [(whole[0], "max_tokens")] * 3
+
+
 async def test_a_stop_sequence_ends_the_text() -> None:
     script = Script(text="one two STOP three")
     async with SimulatedClaude(quick(scripts=(script,))) as claude, sdk(claude) as client:
@@ -212,6 +224,15 @@ async def test_a_slow_stream_has_pings_between_its_events() -> None:
     assert names.count("content_block_delta") == 12
 
 
+async def test_pings_come_while_a_token_is_awaited() -> None:
+    latency = Latency(ttft_base_s=0, jitter=0, prefill_tps=None, decode_tps=0.02, ping_every_s=15)
+    async with SimulatedClaude(quick(latency=latency, reply_tokens=2, time_scale=0.004)) as claude:
+        names = await raw_events(claude)
+    # A token takes fifty seconds: in each of them the answer says three times that it is still there.
+    assert names[2:5] == ["ping"] * 3
+    assert names.count("ping") >= 1 + 3
+
+
 async def test_an_empty_reply_has_one_token() -> None:
     async with (
         SimulatedClaude(quick(scripts=(Script(contains="quiet", echo=True),))) as claude,
@@ -221,9 +242,11 @@ async def test_an_empty_reply_has_one_token() -> None:
         events = await collect(
             client, messages=[{"role": "user", "content": "quiet"}], stop_sequences=["quiet"]
         )
+        charged = [attempt.output_tokens for attempt in claude.requests]
     assert blank.json()["content"] == [{"type": "text", "text": ""}]
     assert blank.json()["usage"]["output_tokens"] == 1
     assert [event.type for event in events][-1] == "message_stop"
+    assert charged == [1, 1]
 
 
 async def test_the_default_configuration_is_that_of_a_real_model() -> None:

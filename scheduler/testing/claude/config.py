@@ -11,7 +11,7 @@ from typing import Any
 
 from scheduler.testing.claude.faults import Fault
 from scheduler.testing.claude.limits import Limits
-from scheduler.testing.claude.loading import ConfigError, build, require
+from scheduler.testing.claude.loading import SECRET, ConfigError, build, require, require_header
 from scheduler.testing.claude.models import COUNT_TOKENS_CLASS, MODELS
 from scheduler.testing.claude.scripts import Script
 
@@ -75,11 +75,12 @@ class ClaudeConfig:
     `limits` holds for every model class without an entry in `class_limits`; `models` maps names to classes. A
     reply has `reply_tokens` output tokens, or a lognormal draw around `reply_tokens_median`, and never more
     than `max_tokens`. `api_keys` is who may call; `None` is everybody. A batch takes `batch_s`; what has not
-    ended after `batch_expires_s` expires.
+    ended after `batch_expires_s` expires; of more than `batches_max` the oldest is forgotten if it has ended.
 
     The oracle takes tenant and job from the first of these headers that was sent, keeps the headers of
     `record_headers` (`*`: all but credentials), and bodies only with `keep_bodies`. With `finish_abandoned`
-    work goes on for clients that have left. The last fields bound memory.
+    work goes on for clients that have left. The last fields bound memory; creating a batch has a limit of its
+    own for its body.
     """
 
     latency: Latency = field(default_factory=Latency)
@@ -94,7 +95,7 @@ class ClaudeConfig:
     reply_tokens_sigma: float = 0.6
     batch_s: float = 60.0
     batch_expires_s: float = 86_400.0
-    api_keys: tuple[str, ...] | None = None
+    api_keys: tuple[str, ...] | None = field(default=None, repr=False, metadata=SECRET)
     organization_id: str = "00000000-0000-4000-8000-000000000000"
     tenant_headers: tuple[str, ...] = ("x-waitline-tenant", "x-tenant-id")
     job_headers: tuple[str, ...] = ("x-waitline-job",)
@@ -107,6 +108,7 @@ class ClaudeConfig:
     batches_max: int = 1_000
     connections_max: int = 10_000
     body_bytes_max: int = 32 * 1024 * 1024
+    batch_bytes_max: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
         """Refuse what cannot work; raises `ConfigError` naming the field and the value."""
@@ -115,6 +117,7 @@ class ClaudeConfig:
         )
         tokens = self.reply_tokens
         require(tokens is None or tokens >= 1, "reply_tokens", tokens, "must be at least 1")
+        require_header("organization_id", self.organization_id)
         sigma = self.reply_tokens_sigma
         require(0 <= sigma <= 5, "reply_tokens_sigma", sigma, "must be from 0 to 5")
         for name in ("batch_s", "batch_expires_s"):
@@ -122,7 +125,7 @@ class ClaudeConfig:
             require(0 <= value <= 86_400, name, value, "must be from 0 to 86400")
         for name in (
             "reply_tokens_median", "attempts_max", "credentials_max", "cached_prefixes_max", "batches_max",
-            "connections_max", "body_bytes_max",
+            "connections_max", "body_bytes_max", "batch_bytes_max",
         ):  # fmt: skip
             value = getattr(self, name)
             require(value >= 1, name, value, "must be at least 1")
@@ -154,5 +157,16 @@ class ClaudeConfig:
         keyless = replace(self, api_keys=None, faults=())
         table = {**asdict(keyless), "faults": [fault.to_mapping() for fault in self.faults]}
         if self.api_keys is not None:
-            table["api_keys"] = [f"hidden ({index})" for index, _ in enumerate(self.api_keys)]
+            table["api_keys"] = list(self._hidden_keys())
         return table
+
+    def keeping_keys_of(self, other: ClaudeConfig) -> ClaudeConfig:
+        """Return this configuration with the keys of another where it has what hides them."""
+        if self.api_keys is None:
+            return self
+        hidden = other._hidden_keys()
+        return replace(self, api_keys=tuple(hidden.get(key, key) for key in self.api_keys))
+
+    def _hidden_keys(self) -> dict[str, str]:
+        """The API keys by what is shown instead of them."""
+        return {f"hidden ({index})": key for index, key in enumerate(self.api_keys or ())}

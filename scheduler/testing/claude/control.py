@@ -36,7 +36,8 @@ def _act(simulation: Simulation, request: Request) -> object:
         case ("GET", "config"):
             return simulation.config.to_mapping()
         case ("PUT" | "POST", "config"):
-            simulation.configure(ClaudeConfig.from_mapping(_json(request)))
+            config = ClaudeConfig.from_mapping(_json(request))
+            simulation.configure(config.keeping_keys_of(simulation.config))
             return simulation.config.to_mapping()
         case ("GET", "faults"):
             return [fault.to_mapping() for fault in simulation.faults.faults]

@@ -77,14 +77,15 @@ class _Player:
             if frame.pause_s:
                 await self._flush(last=False)
                 self._due_ns = max(self._due_ns, self._time.now_ns()) + self._time.real_ns(frame.pause_s)
+                await self._time.sleep_until(self._due_ns)
+                now_ns = self._time.now_ns()
             self._due_ns += self._decoding_ns(frame.tokens)
             if self._due_ns > now_ns + (TOGETHER_NS if frame.data else CHARGE_EARLY_NS):
                 if self._batch:
                     await self._flush(last=False)
                 self._charge()
-                await self._time.sleep_until(self._due_ns)
+                await self._wait()
                 now_ns = self._time.now_ns()
-                self._ping(now_ns)
             self._tokens += frame.tokens
             if frame.data:
                 self._batch.append(frame.data)
@@ -102,10 +103,15 @@ class _Player:
         slower = max(1.0, self._simulation.oracle.in_flight / capacity) if capacity is not None else 1.0
         return self._time.real_ns(tokens / speed * slower)
 
-    def _ping(self, now_ns: int) -> None:
-        if self._pings and now_ns - self._pinged_ns >= self._time.real_ns(self._latency.ping_every_s):
-            self._pinged_ns = now_ns
+    async def _wait(self) -> None:
+        """Sleep until the next frame is due, with a ping whenever one is due before it."""
+        every_ns = max(self._time.real_ns(self._latency.ping_every_s), TOGETHER_NS)
+        while self._pings and (ping_ns := self._pinged_ns + every_ns) <= self._due_ns:
+            await self._time.sleep_until(ping_ns)
+            self._pinged_ns = self._time.now_ns()
             self._batch.append(PING)
+            await self._flush(last=False)
+        await self._time.sleep_until(self._due_ns)
 
     async def _flush(self, *, last: bool) -> None:
         """Charge the tokens produced and send what they became."""

@@ -8,10 +8,12 @@ from typing import ClassVar
 from scheduler.testing.claude.errors import ApiError, Headers
 from scheduler.testing.claude.frames import Delivery, End
 from scheduler.testing.claude.http import Exchange
-from scheduler.testing.claude.loading import require
+from scheduler.testing.claude.loading import require, require_header
 from scheduler.testing.claude.timing import SimulatedTime, http_date
 
 DURATION_S_MAX = 86_400
+# Some thirty years: dates are written with four digits of a year.
+AHEAD_S_MAX = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,16 @@ class ErrorStatus(Effect):
     message: str = "Refused by the simulation"
 
     def __post_init__(self) -> None:
-        """Refuse what is not an error status."""
+        """Refuse what is not an error status, and what no header can say."""
         require(400 <= self.status <= 599, "fault.status", self.status, "must be from 400 to 599")
+        require_header("fault.retry_after", self.retry_after)
+        ahead_s = self.retry_after_date_s
+        require(
+            ahead_s is None or abs(ahead_s) <= AHEAD_S_MAX,
+            "fault.retry_after_date_s",
+            ahead_s,
+            f"must be from -{AHEAD_S_MAX} to {AHEAD_S_MAX}",
+        )
 
     def refusal(self, time: SimulatedTime) -> ApiError:
         """Return the error."""
@@ -174,8 +184,15 @@ class SlowHeaders(Effect):
     retry_after: float | str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse durations that are negative or longer than a day."""
+        """Refuse durations that are negative or longer than a day, and statuses that are not answered."""
         require_duration("fault.seconds", self.seconds)
+        require(
+            self.status == 200 or 400 <= self.status <= 599,
+            "fault.status",
+            self.status,
+            "must be 200 or from 400 to 599",
+        )
+        require_header("fault.retry_after", self.retry_after)
         require(
             self.interim_every_s is None or self.interim_every_s > 0,
             "fault.interim_every_s",

@@ -23,7 +23,8 @@ class Match:
 
     `model` is the exact name and `tenant` what the tenant header says. The window `after_s` to `until_s` is
     in simulated seconds since the start or the last reset. Among the requests that pass these, `nth` is the
-    n-th one, `every` each n-th one, and `probability` is drawn from the seed and the request's number.
+    n-th one, `every` each n-th one, and `probability` is drawn from the seed and the request's number (of a
+    request of a batch: the batch's number and its place there).
 
     `route`: ``"messages"``, or one of the calls about batches: ``"batches.create"``, ``"batches.retrieve"``,
     ``"batches.results"`` or ``"batches.cancel"``, which know no `model` and which only effects before an
@@ -124,7 +125,7 @@ class FaultDeck:
         self._hits += [0] * len(faults)
 
     def choose(
-        self, number: int, model: str, tenant: str | None, at_s: float, route: str = "messages"
+        self, number: int | str, model: str, tenant: str | None, at_s: float, route: str = "messages"
     ) -> Fault | None:
         """Return the fault that hits the request with this number, if any."""
         chosen = None
@@ -139,7 +140,7 @@ class FaultDeck:
                 chosen = fault
         return chosen
 
-    def _hit(self, index: int, fault: Fault, number: int) -> bool:
+    def _hit(self, index: int, fault: Fault, number: int | str) -> bool:
         if fault.times is not None and self._hits[index] >= fault.times:
             return False
         if not fault.match.picks(self._covered[index]):

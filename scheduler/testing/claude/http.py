@@ -88,10 +88,14 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """What all connections of a server share; the configuration may change while it listens."""
+    """What all connections of a server share; the configuration may change while it listens.
+
+    `bytes_max` says how large the body of a request may be, by method and path.
+    """
 
     handle: Handler
     now_ns: Callable[[], int]
+    bytes_max: Callable[[str, str], int]
     config: Callable[[], ClaudeConfig]
     connections: set[Connection]
 
@@ -229,12 +233,14 @@ class Connection(asyncio.Protocol):
         """Read the next request; `None` when the client is done."""
         head: h11.Request | None = None
         arrival_ns, size, body = 0, 0, list[bytes]()
-        size_max = self._listener.config().body_bytes_max
+        size_max = 0
         while True:
             event = await self._next_event()
             match event:
                 case h11.Request():
                     head, arrival_ns = event, self._listener.now_ns()
+                    method, path, _ = _asked(head)
+                    size_max = self._listener.bytes_max(method, path)
                     if self._http.they_are_waiting_for_100_continue:
                         self.write_now(self.encode(h11.InformationalResponse(status_code=100, headers=[])))
                 case h11.Data():
@@ -273,10 +279,16 @@ class Connection(asyncio.Protocol):
             task.get_loop().call_exception_handler(context)
 
 
-def _request(head: h11.Request, body: bytes, oversize: bool, arrival_ns: int) -> Request:
+def _asked(head: h11.Request) -> tuple[str, str, str]:
+    """Return method, path and query."""
     path, _, query = head.target.decode("latin-1").partition("?")
+    return head.method.decode("latin-1"), path, query
+
+
+def _request(head: h11.Request, body: bytes, oversize: bool, arrival_ns: int) -> Request:
+    method, path, query = _asked(head)
     return Request(
-        method=head.method.decode("latin-1"),
+        method=method,
         path=path,
         query=query,
         headers={name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers},

@@ -82,6 +82,11 @@ class Bucket:
         return max(0, -(-short // self.limit))
 
     @property
+    def capacity(self) -> int:
+        """Whole permits in a full bucket."""
+        return self._capacity // MINUTE_NS
+
+    @property
     def remaining(self) -> int:
         """Whole permits left, never negative."""
         return max(0, self._level // MINUTE_NS)
@@ -130,14 +135,16 @@ class Limiter:
     def admit(self, now_ns: int, input_tokens: int) -> Refusal | None:
         """Charge one request and its estimated input, or nothing and name the limit that binds longest."""
         needs = {"requests": 1, "input-tokens": input_tokens, "output-tokens": 0, "tokens": input_tokens}
-        refusals = []
-        for name, bucket in self._buckets.items():
+        for bucket in self._buckets.values():
             bucket.refill(now_ns)
-            if wait_ns := bucket.wait_ns(needs[name]):
-                refusals.append(Refusal(name, bucket.limit, wait_ns))
-        if refusals:
+        if any(bucket.wait_ns(needs[name]) for name, bucket in self._buckets.items()):
+            # Charged before the wait is worked out: who waits as long as it is told must get in.
             if self.limits.charge_refused:
                 self._take("requests", 1)
+            refusals = (
+                Refusal(name, bucket.limit, bucket.wait_ns(needs[name]))
+                for name, bucket in self._buckets.items()
+            )
             return max(refusals, key=lambda refusal: refusal.wait_ns)
         for name, permits in needs.items():
             self._take(name, permits)
@@ -155,10 +162,11 @@ class Limiter:
 
     def levels(self, now_ns: int) -> Iterator[Level]:
         """Yield what the response headers say, `tokens` included."""
-        levels = {}
+        levels, capacities = {}, {}
         for name, bucket in self._buckets.items():
             bucket.refill(now_ns)
             levels[name] = Level(name, bucket.limit, bucket.remaining, bucket.full_in_ns)
+            capacities[name] = bucket.capacity
         parts = [levels[name] for name in ("input-tokens", "output-tokens") if name in levels]
         if parts and "tokens" not in levels:
             levels["tokens"] = Level(
@@ -167,8 +175,9 @@ class Limiter:
                 sum(part.remaining for part in parts),
                 max(part.full_in_ns for part in parts),
             )
-        for level in levels.values():
-            yield _rounded(level)
+            capacities["tokens"] = sum(capacities[part.name] for part in parts)
+        for name, level in levels.items():
+            yield _rounded(level, capacities[name])
 
     def _at(self, name: str, now_ns: int, permits: int) -> None:
         if name in self._buckets:
@@ -180,9 +189,9 @@ class Limiter:
             self._buckets[name].take(permits)
 
 
-def _rounded(level: Level) -> Level:
-    """Round remaining tokens to the nearest thousand, as the real headers do for large limits in use."""
-    if level.name == "requests" or level.limit < ROUNDED_FROM or level.full_in_ns == 0:
+def _rounded(level: Level, capacity: int) -> Level:
+    """Round remaining tokens to the nearest thousand, as the real headers do for large buckets in use."""
+    if level.name == "requests" or capacity < ROUNDED_FROM or level.full_in_ns == 0:
         return level
-    remaining = min(level.limit, (level.remaining + 500) // 1000 * 1000)
+    remaining = min(capacity, (level.remaining + 500) // 1000 * 1000)
     return Level(level.name, level.limit, remaining, level.full_in_ns)

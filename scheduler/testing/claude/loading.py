@@ -18,6 +18,9 @@ class Dataclass(Protocol):
 
 T = TypeVar("T", bound=Dataclass)
 
+# The metadata of fields whose values must not be shown.
+SECRET = {"secret": True}
+
 
 class ConfigError(ValueError):
     """A configuration value is wrong; the text names the field and the value."""
@@ -38,7 +41,18 @@ def build(kind: type[T], values: object, where: str) -> T:
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{where}.{name}: is missing")
-    return kind(**{name: convert(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+    return kind(**{name: _field(known[name], value, hints[name], where) for name, value in values.items()})
+
+
+def _field(field: dataclasses.Field[Any], value: object, hint: Any, where: str) -> Any:
+    """Convert the value of a field; that of a secret one stays out of errors."""
+    try:
+        return convert(value, hint, f"{where}.{field.name}")
+    except ConfigError:
+        if not field.metadata.get("secret"):
+            raise
+        # The error before this one has the value in its text, and must not be seen beside it.
+        raise ConfigError(f"{where}.{field.name}: expected a list of texts (which are not shown)") from None
 
 
 def convert(value: object, hint: Any, where: str) -> Any:
@@ -97,6 +111,13 @@ def _plain(value: object, hint: Any, where: str) -> Any:
     if hint not in _EXPECTED or not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(f"{where}: expected {_EXPECTED.get(hint, hint)}, got {value!r}")
     return value
+
+
+def require_header(field: str, value: object) -> None:
+    """Raise `ConfigError` for a text that no header can carry; what is no text is none of its business."""
+    if isinstance(value, str):
+        sendable = value.isascii() and value.isprintable() and value == value.strip()
+        require(sendable, field, value, "must be printable ASCII without blanks around it")
 
 
 def require(condition: bool, field: str, value: object, rule: str) -> None:

@@ -89,6 +89,19 @@ def parse_object(request: Request) -> dict[str, Any]:
     return body
 
 
+def version_of(request: Request) -> str:
+    """Return the version of the API that a request asks for, empty for none."""
+    return request.headers.get("anthropic-version", "")
+
+
+def require_version(body: dict[str, Any], version: str) -> None:
+    """Raise `ApiError` for fields that a version of the API does not know any more."""
+    if version == VERSION_WITHOUT_SAMPLING:
+        for name in SAMPLING_FIELDS:
+            if name in body:
+                raise ApiError(400, f"{name}: is not supported in this version")
+
+
 def require_max_tokens(body: dict[str, Any]) -> None:
     """Raise `ApiError` unless `max_tokens` is a whole number above zero."""
     if "max_tokens" not in body:
@@ -123,10 +136,7 @@ def _checked(
     if attempt.model_class is None:
         raise ApiError(404, f"model: {model}")
     require_messages(body)
-    if request.headers.get("anthropic-version") == VERSION_WITHOUT_SAMPLING:
-        for name in SAMPLING_FIELDS:
-            if name in body:
-                raise ApiError(400, f"{name}: is not supported in this version")
+    require_version(body, version_of(request))
     return model, measure(body, simulation.seed)
 
 

@@ -74,10 +74,10 @@ class Attempt:
 class ClaudeStatistics:
     """Sums over all attempts since the start or the last reset; `in_flight` counts admitted requests.
 
-    `refused` counts 429s of the simulated limits by limit, `faults` injected faults by kind, `statuses`
-    answers by status. Token sums are of admitted requests. `retries` counts attempts that called themselves
-    one. `disconnected` counts clients that left before their answer was complete,
-    `output_tokens_after_disconnect` what was still produced for them.
+    `refused` counts 429s of the simulated limits by limit, `faults` injected faults by kind (of attempts, and
+    of single requests of a batch), `statuses` answers by status. Token sums are of admitted requests.
+    `retries` counts attempts that called themselves one. `disconnected` counts clients that left before their
+    answer was complete, `output_tokens_after_disconnect` what was still produced for them.
     """
 
     requests: int
@@ -159,6 +159,10 @@ class Oracle:
         """Record that an admitted request runs no more."""
         self.in_flight -= 1
 
+    def count_fault(self, kind: str) -> None:
+        """Record that a fault has hit an attempt, or a single request of a batch."""
+        self._faults[kind] += 1
+
     def close(self, attempt: Attempt, exchange: Exchange, now_ns: int) -> None:
         """Record the end of an attempt and add it to the sums."""
         attempt.end_ns = now_ns
@@ -172,7 +176,7 @@ class Oracle:
         if attempt.decision == "refused":
             self._refused[attempt.reason or ""] += 1
         if attempt.fault is not None:
-            self._faults[attempt.fault] += 1
+            self.count_fault(attempt.fault)
         self._sums.update(
             overloaded=attempt.status == 529,
             input_tokens=attempt.input_tokens,

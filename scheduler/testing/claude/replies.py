@@ -72,7 +72,8 @@ def compose(
     """Compose the answer to a request; `draw` must depend on the request only."""
     tools: tuple[Block, ...] = ()
     if script is None:
-        pieces = _generated(config, draw)
+        # One more than may be sent, so that a reply which is cut is known to be.
+        pieces = _generated(config, draw, body["max_tokens"] + 1)
     else:
         text = script.text + (prompt.last_text if script.echo else "")
         pieces = _PIECE.findall(text)
@@ -86,14 +87,14 @@ def compose(
     return _cut(pieces, tools, ending, body)
 
 
-def _generated(config: ClaudeConfig, draw: random.Random) -> list[str]:
+def _generated(config: ClaudeConfig, draw: random.Random, count_max: int) -> list[str]:
     count = config.reply_tokens
     if count is None:
         spread = draw.lognormvariate(0.0, config.reply_tokens_sigma)
         count = max(1, round(config.reply_tokens_median * spread))
     # Drawn word by word from the front, so that a smaller `max_tokens` is given the beginning of the same
     # text.
-    words = draw.choices(_WORDS, k=count)
+    words = draw.choices(_WORDS, k=min(count, count_max))
     return [words[0].capitalize(), *(" " + word for word in words[1:])]
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from scheduler.testing.claude import batches, control
+from scheduler.testing.claude.config import ClaudeConfig
 from scheduler.testing.claude.errors import ApiError, envelope
 from scheduler.testing.claude.http import Exchange, Request
-from scheduler.testing.claude.messages import answer_json, count_tokens, create_message, parse_object
+from scheduler.testing.claude.messages import (
+    answer_json,
+    count_tokens,
+    create_message,
+    parse_object,
+    version_of,
+)
 from scheduler.testing.claude.models import model_class, model_info
 from scheduler.testing.claude.oracle import Attempt, credential_of
 from scheduler.testing.claude.simulation import Simulation
@@ -18,6 +25,12 @@ BATCH_ACTIONS = {
     ("POST", "cancel"): "cancel",
     ("DELETE",): "delete",
 }
+
+
+def body_bytes_max(config: ClaudeConfig, method: str, path: str) -> int:
+    """Return how large the body of a request may be."""
+    creates_batch = method == "POST" and path.rstrip("/") == BATCHES_PATH
+    return config.batch_bytes_max if creates_batch else config.body_bytes_max
 
 
 async def handle(simulation: Simulation, exchange: Exchange) -> None:
@@ -66,8 +79,8 @@ def _authorize(simulation: Simulation, request: Request) -> None:
         raise ApiError(401, "x-api-key or authorization header is required")
     if known is not None and key not in known:
         raise ApiError(401, "invalid API key")
-    version = request.headers.get("anthropic-version")
-    if version is None:
+    version = version_of(request)
+    if not version:
         raise ApiError(400, "anthropic-version: header is required")
     if version not in VERSIONS:
         raise ApiError(400, f"anthropic-version: {version!r} is not a version of this API")
@@ -97,7 +110,7 @@ async def _batches(simulation: Simulation, exchange: Exchange, attempt: Attempt)
         if await _struck(simulation, exchange, attempt, "create"):
             return
         body = parse_object(request)
-        created = batches.create(simulation, credential, attempt.number, body)
+        created = batches.create(simulation, credential, attempt.number, version_of(request), body)
         await answer_json(simulation, exchange, attempt, created)
         return
     if tail == [""]:
@@ -119,7 +132,7 @@ async def _batches(simulation: Simulation, exchange: Exchange, attempt: Attempt)
         await exchange.answer(200, headers, lines)
         return
     if action == "delete":
-        del simulation.batches[batch.id]
+        batches.delete(simulation, batch)
         await answer_json(simulation, exchange, attempt, {"id": batch.id, "type": "message_batch_deleted"})
         return
     if action == "cancel":

@@ -10,7 +10,7 @@ from scheduler.testing.claude.config import ClaudeConfig
 from scheduler.testing.claude.faults import Fault
 from scheduler.testing.claude.http import Connection, Exchange, Listener
 from scheduler.testing.claude.oracle import Attempt, ClaudeStatistics
-from scheduler.testing.claude.routes import handle
+from scheduler.testing.claude.routes import body_bytes_max, handle
 from scheduler.testing.claude.simulation import Simulation
 
 LOOPBACK = "127.0.0.1"
@@ -48,7 +48,7 @@ class SimulatedClaude:
         """Listen, and return the base URL; raises `OSError` when the port is taken."""
         if self._server is not None:
             raise RuntimeError("the simulated Claude has been started already")
-        listener = Listener(self._handle, self._now_ns, self._config, self._connections)
+        listener = Listener(self._handle, self._now_ns, self._bytes_max, self._config, self._connections)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: Connection(listener), self._host, self._port, backlog=BACKLOG
@@ -110,6 +110,9 @@ class SimulatedClaude:
 
     def _now_ns(self) -> int:
         return self._simulation.time.now_ns()
+
+    def _bytes_max(self, method: str, path: str) -> int:
+        return body_bytes_max(self._simulation.config, method, path)
 
     async def _handle(self, exchange: Exchange) -> None:
         await handle(self._simulation, exchange)

@@ -28,6 +28,7 @@ class Batch:
     id: str
     number: int
     credential: str
+    version: str
     requests: list[dict[str, Any]]
     created_ns: int
     created_wall_s: float

@@ -76,7 +76,8 @@ def as_events(answer: Answer, latency: Latency, draw: random.Random) -> Delivery
             opening = b""
         opening += _event("content_block_stop", {"index": index})
     if not frames:
-        frames.append(Frame(0, b""))
+        # Nothing to say costs a token too, as usage says.
+        frames.append(Frame(reply.output_tokens, b""))
     delta = {"stop_reason": reply.stop_reason, "stop_sequence": reply.stop_sequence}
     closing = _event("message_delta", {"delta": delta, "usage": {"output_tokens": reply.output_tokens}})
     frames.append(Frame(0, opening + closing + _event("message_stop", {})))
