@@ -1,5 +1,6 @@
 """Tools: called with what the model asked for; whatever they do, the model gets an answer."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -81,6 +82,33 @@ async def test_what_json_cannot_write_is_a_failure() -> None:
 
     (result,) = await results_of(ScriptedCall(name="look"), tools=[tool("look", function)])
     assert result["is_error"]
+
+
+async def test_a_tool_whose_own_task_was_cancelled_has_failed_and_nothing_else_has() -> None:
+    async def function() -> None:
+        inner = asyncio.create_task(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+
+    (result,) = await results_of(ScriptedCall(name="look"), tools=[tool("look", function)])
+    assert (result["content"], result["is_error"]) == ("the tool failed: CancelledError", True)
+
+
+async def test_a_run_that_is_cancelled_while_a_tool_works_is_cancelled() -> None:
+    begun = asyncio.Event()
+
+    async def function() -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async with in_memory([{"name": "look"}], ["Seen."], tools=[tool("look", function)]) as (claude, agent):
+        session = await agent.new_session("acme")
+        task = asyncio.create_task(agent.run(session.id, "go"))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(claude.arrivals) == 1
 
 
 class Callable:
