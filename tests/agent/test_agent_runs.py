@@ -9,10 +9,12 @@ import pytest
 from anthropic import AsyncAnthropic
 
 from agent import Agent, Message, TooManyTurns
+from agent.run import remembered, wanted_tools
 from scheduler import UpstreamError, Usage
 from scheduler.testing import Fault, Latency, Script, ToolCall
 from scheduler.testing.claude.damage import MalformedJson, ResetMidStream, Truncate
 from scheduler.testing.claude.effects import Effect, ErrorStatus, Overloaded, RateLimited
+from scheduler.upstreams.claude import Message as ClaudeMessage
 from tests.agent.claudes import MODEL, SECRET, connected, in_memory, make_agent, quick, sent, tool, until
 
 SLOW = Latency(ttft_base_s=0, prefill_tps=None, decode_tps=200, jitter=0)
@@ -148,6 +150,38 @@ async def test_cut_tool_calls_and_empty_answers_do_not_stay() -> None:
             {"role": "assistant", "content": [{"type": "text", "text": "half"}]},
             {"role": "user", "content": "only"},
         ]
+
+
+TEXT = {"type": "text", "text": "Good."}
+THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "s"}
+REDACTED = {"type": "redacted_thinking", "data": "d"}
+CALL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("stop", "said", "kept"),
+    [
+        ("end_turn", [{"type": "text", "text": " \n"}], []),
+        ("end_turn", [THOUGHT, TEXT], [THOUGHT, TEXT]),
+        ("end_turn", [TEXT, {"type": "text", "text": "\n\n"}, THOUGHT, REDACTED], [TEXT]),
+        ("tool_use", [THOUGHT, CALL], [THOUGHT, CALL]),
+        ("max_tokens", [THOUGHT, CALL], []),
+        ("max_tokens", [REDACTED, THOUGHT], []),
+        ("max_tokens", [THOUGHT, TEXT, THOUGHT, CALL], [THOUGHT, TEXT]),
+    ],
+)
+def test_what_the_upstream_would_not_read_again_does_not_stay(stop: str, said: Any, kept: Any) -> None:
+    fields = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "usage": {}}
+    message = ClaudeMessage.construct(**fields, content=said, stop_reason=stop)
+    entries = remembered(message, wanted_tools(message))
+    assert entries == ([{"role": "assistant", "content": kept}] if kept else [])
+
+
+async def test_a_conversation_goes_on_after_an_answer_of_white_space() -> None:
+    async with in_memory(["\n\n"]) as (_, agent):
+        session = await agent.new_session("acme")
+        assert (await agent.run(session.id, "hello")).text == "\n\n"
+        assert await history(agent, session.id) == [{"role": "user", "content": "hello"}]
 
 
 async def test_a_refused_prompt_does_not_stay() -> None:
