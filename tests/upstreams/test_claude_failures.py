@@ -188,6 +188,8 @@ async def test_a_date_counts_from_the_servers_own_clock() -> None:
     assert retry_after({"retry-after": "Tue, 24 Nov 2026 11:00:00 GMT", "date": sent}) is None
     assert retry_after({"retry-after": "Tue, 24 Nov 2026 12:00:05 GMT"}) is None
     assert retry_after({"retry-after": "Tue, 99 Nov 2026", "date": sent}) is None
+    assert retry_after({"retry-after": "Mon, 24 Nov 99999999999 10:00:00 GMT", "date": sent}) is None
+    assert retry_after({"retry-after": sent, "date": "Mon, 24 Nov 2026 10:00:00 +99999999999999"}) is None
     assert retry_after({"retry-after": "nan"}) is None
     assert retry_after({"retry-after-ms": "-3", "retry-after": "2"}) == 2.0
 
