@@ -171,7 +171,7 @@ CALL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
     ],
 )
 def test_what_the_upstream_would_not_read_again_does_not_stay(stop: str, said: Any, kept: Any) -> None:
-    fields = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "usage": {}}
+    fields: Any = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "usage": {}}
     message = ClaudeMessage.construct(**fields, content=said, stop_reason=stop)
     entries = remembered(message, wanted_tools(message))
     assert entries == ([{"role": "assistant", "content": kept}] if kept else [])
