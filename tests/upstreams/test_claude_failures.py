@@ -201,6 +201,24 @@ async def test_nobody_listens() -> None:
     assert caught.value.kind == Kind.CONNECTION
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"base_url": "htp://claude.test"}, "UnsupportedProtocol"),
+        ({"api_key": f"{SECRET}\n"}, "LocalProtocolError"),
+        ({"default_headers": {"x": f"{SECRET}\nb"}}, "LocalProtocolError"),
+    ],
+)
+async def test_what_the_client_cannot_send_is_not_taken_for_a_lost_connection(options: Any, why: str) -> None:
+    async with connected(quick(), **options) as (_, client):
+        with pytest.raises(UpstreamError) as caught:
+            await complete(client)
+    error = caught.value
+    assert (error.kind, error.error_type, error.status) == (Kind.UNSENDABLE, why, None)
+    assert SECRET not in "".join(traceback.format_exception(error))
+    assert outcome(error, 1, half) is None
+
+
 async def test_no_free_connection_is_no_timeout_of_a_request() -> None:
     limits = httpx2.Limits(max_connections=1)
     timeout = httpx2.Timeout(5, pool=0.05)
