@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,7 +149,7 @@ class Run:
         session = self.session
         return Message(
             tenant=self.tenant,
-            prompt=content,
+            prompt=copy.deepcopy(content),  # what a hook makes of it stays with the hook
             model=self.setup.model if self.job is None else self.job.model or self.setup.model,
             turn=turn,
             session_id=None if session is None else session.id,

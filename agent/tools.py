@@ -83,7 +83,8 @@ def is_async(function: object) -> bool:
 
 def failed_result(call_id: str, text: str) -> dict[str, Any]:
     """A `tool_result` block that reports an error to the model."""
-    return {"type": "tool_result", "tool_use_id": call_id, "content": text or "failed", "is_error": True}
+    sendable = text.encode("utf-8", "replace").decode() or "failed"
+    return {"type": "tool_result", "tool_use_id": call_id, "content": sendable, "is_error": True}
 
 
 def tool_failed(call_id: str, error: BaseException) -> dict[str, Any]:
@@ -92,9 +93,13 @@ def tool_failed(call_id: str, error: BaseException) -> dict[str, Any]:
 
 
 def as_content(result: object) -> str | list[Any]:
-    """What a tool returned, as the content of a `tool_result`."""
+    """What a tool returned, as the content of a `tool_result`: a copy. Raises for what cannot be sent."""
     if isinstance(result, str):
+        result.encode()
         return result
     if isinstance(result, list) and result and all(isinstance(b, dict) and "type" in b for b in result):
-        return result
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        copied: list[Any] = json.loads(text)
+        return copied
     return "" if result is None else json.dumps(result)

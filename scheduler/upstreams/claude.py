@@ -20,16 +20,19 @@ import httpx2
 from scheduler.core.quota import NOTHING, Usage
 from scheduler.core.signals import Signal
 from scheduler.errors import UpstreamError
+from scheduler.runtime.arguments import check_prompt
 from scheduler.upstreams import signals
 from scheduler.upstreams.failures import Kind, failed, failure, headers_of, is_refusal, outcome
 
 __all__ = [
+    "BYTES_MAX",
     "NOTHING",
     "Call",
     "Client",
     "Content",
     "Kind",
     "Message",
+    "check_prompt",
     "count_tokens",
     "outcome",
     "unretried",
@@ -44,6 +47,9 @@ Message = anthropic.types.Message
 
 Content = anthropic.types.ContentBlock
 """One block of an answer."""
+
+BYTES_MAX = 32_000_000
+"""Bytes of one request, by the API's limit."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 

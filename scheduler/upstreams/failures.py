@@ -41,9 +41,7 @@ class Kind(StrEnum):
     NOT_FOUND = "not_found"  # 404: mostly an unknown model
     TOO_LARGE = "too_large"  # 413
     EXPIRED = "expired"  # a request of a batch that had no turn in the batch's 24 hours
-    UNSENDABLE = (
-        "unsendable"  # the client cannot send it: a base URL or a header, such as a key, that is none
-    )
+    UNSENDABLE = "unsendable"  # the client cannot send it: a base URL or a header (a key) that is none
     CANCELED = "canceled"  # a request of a batch that somebody cancelled upstream
     UNKNOWN = "unknown"  # an error of the SDK that says nothing
 

@@ -271,3 +271,17 @@ async def test_a_prompt_must_be_text_or_blocks() -> None:
         session = await agent.new_session("acme")
         with pytest.raises(TypeError, match=r"^prompt: "):
             await agent.run(session.id, {"text": SECRET})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", [], f"{SECRET} \ud83d", [{"type": "text", "text": f"{SECRET} \ud83d"}], [{"x": object()}]]
+)
+async def test_a_prompt_that_cannot_be_sent_is_refused_and_not_shown(prompt: Any) -> None:
+    async with in_memory() as (claude, agent):
+        session = await agent.new_session("acme")
+        with pytest.raises((TypeError, ValueError), match=r"^prompt: ") as caught:
+            await agent.run(session.id, prompt)
+        assert not isinstance(caught.value, UnicodeError)
+        assert caught.value.__context__ is None
+        assert claude.arrivals == []
+        assert await history(agent, session.id) == []
