@@ -17,7 +17,14 @@ from agent.run import Carrier, Run, Setup
 from agent.sessions import MemorySessions, Session, Sessions
 from agent.tools import Tool
 from scheduler import Job, Retry, UpstreamError
-from scheduler.upstreams.claude import Client, count_tokens, outcome, unretried
+from scheduler.upstreams.claude import (
+    BYTES_MAX,
+    Client,
+    check_prompt,
+    count_tokens,
+    outcome,
+    unretried,
+)
 
 B = TypeVar("B", bound=BeforeHook)
 A = TypeVar("A", bound=AfterHook)
@@ -172,9 +179,10 @@ class Agent:
     def stream(self, session_id: str, prompt: Prompt, tenant: str | None = None) -> TextStream:
         """Like `run`, but give the text as it comes, that of all messages of the run.
 
-        Nothing happens before the first step. ``async with agent.stream(…) as stream: async for text in
-        stream: …``
+        A prompt that cannot be sent raises TypeError or ValueError; else nothing happens before the first
+        step. ``async with agent.stream(…) as stream: async for text in stream: …``
         """
+        check_prompt(prompt, BYTES_MAX)
         run = Run(self._setup, own_copy(prompt), "")
         return TextStream(run, self._continue(run, session_id, tenant))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,9 @@ from scheduler.upstreams.claude import NOTHING, Call, Client, Content
 from scheduler.upstreams.claude import Message as ClaudeMessage
 
 ONE_REQUEST = Usage(1, 0, 0)
+
+THOUGHTS = frozenset({"thinking", "redacted_thinking"})
+"""Blocks with which the upstream takes no answer that ends."""
 
 
 class Sending(Protocol):
@@ -145,7 +149,7 @@ class Run:
         session = self.session
         return Message(
             tenant=self.tenant,
-            prompt=content,
+            prompt=copy.deepcopy(content),  # what a hook makes of it stays with the hook
             model=self.setup.model if self.job is None else self.job.model or self.setup.model,
             turn=turn,
             session_id=None if session is None else session.id,
@@ -244,12 +248,15 @@ def wanted_tools(message: ClaudeMessage) -> list[Content]:
 def remembered(message: ClaudeMessage, wanted: Sequence[Content]) -> list[dict[str, Any]]:
     """An answer as the conversation goes on with it.
 
-    Left out is what the upstream would refuse to read again: empty texts, a tool call that has no result
-    because the message was cut, and an answer of which nothing is left.
+    Left out is what the upstream would refuse to read again: texts of nothing but white space, a tool call
+    that has no result because the message was cut, thoughts that lead to nothing, and an answer of which
+    nothing is left.
     """
     content = [
         block.to_dict(mode="json")
         for block in message.content
-        if not (block.type == "text" and not block.text) and (block.type != "tool_use" or wanted)
+        if not (block.type == "text" and not block.text.strip()) and (block.type != "tool_use" or wanted)
     ]
+    while content and content[-1]["type"] in THOUGHTS:
+        content.pop()
     return [{"role": "assistant", "content": content}] if content else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
@@ -63,8 +64,13 @@ class Tool:
             result = as_content(await self.function(**given))
         except ToolError as error:
             return failed_result(call_id, str(error))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return tool_failed(call_id, error)  # not we were cancelled, but what the tool awaited
         except Exception as error:  # noqa: BLE001 - the model is told, and decides what to do without it
-            return failed_result(call_id, f"the tool failed: {type(error).__name__}")
+            return tool_failed(call_id, error)
         return {"type": "tool_result", "tool_use_id": call_id, "content": result}
 
 
@@ -77,13 +83,23 @@ def is_async(function: object) -> bool:
 
 def failed_result(call_id: str, text: str) -> dict[str, Any]:
     """A `tool_result` block that reports an error to the model."""
-    return {"type": "tool_result", "tool_use_id": call_id, "content": text or "failed", "is_error": True}
+    sendable = text.encode("utf-8", "replace").decode() or "failed"
+    return {"type": "tool_result", "tool_use_id": call_id, "content": sendable, "is_error": True}
+
+
+def tool_failed(call_id: str, error: BaseException) -> dict[str, Any]:
+    """A `tool_result` block that tells the model which class of exception a tool raised."""
+    return failed_result(call_id, f"the tool failed: {type(error).__name__}")
 
 
 def as_content(result: object) -> str | list[Any]:
-    """What a tool returned, as the content of a `tool_result`."""
+    """What a tool returned, as the content of a `tool_result`: a copy. Raises for what cannot be sent."""
     if isinstance(result, str):
+        result.encode()
         return result
     if isinstance(result, list) and result and all(isinstance(b, dict) and "type" in b for b in result):
-        return result
+        text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        copied: list[Any] = json.loads(text)
+        return copied
     return "" if result is None else json.dumps(result)

@@ -106,7 +106,8 @@ class UpstreamError(SchedulerError):
 
     `kind` is a member of `scheduler.upstreams.claude.Kind` as a string (``"rate_limited"``,
     ``"overloaded"``, ``"broken_stream"``, …); `status` the HTTP status or None; `error_type` and
-    `error_code` as the upstream sent them; `retry_after` seconds, if the upstream named them;
+    `error_code` as the upstream sent them (of what could not be sent, `error_type` is the class of the
+    client's exception); `retry_after` seconds, if the upstream named them;
     `request_id` to quote to support. The upstream's message text is not kept.
     """
 

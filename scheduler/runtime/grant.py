@@ -145,6 +145,12 @@ def kind_of(error: BaseException) -> str:
     return kind[:LONGEST_KIND].replace("\0", "").encode("utf-8", "replace").decode()
 
 
+def is_stray(error: BaseException) -> bool:
+    """Whether a cancellation is none of the running task: something that it awaited was cancelled instead."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
+
+
 def is_cancelled(error: BaseException) -> bool:
     """Whether a job ended because somebody wanted no more of it."""
     ended = isinstance(error, (asyncio.CancelledError, GeneratorExit, SchedulerClosed))

@@ -21,7 +21,7 @@ from scheduler.errors import (
 )
 from scheduler.runtime.arguments import Bounds
 from scheduler.runtime.clock import Clock
-from scheduler.runtime.grant import Turn, current_turn, is_cancelled, kind_of
+from scheduler.runtime.grant import Turn, current_turn, is_cancelled, is_stray, kind_of
 from scheduler.runtime.job import Handler, Job, Ticket
 from scheduler.runtime.runs import Runs
 
@@ -141,9 +141,13 @@ class Jobs(Runs):
             ticket.finish(None, await self.perform(ticket.job, has_turn=True))
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever asks
             ticket.finish(error)
-        except BaseException:
-            ticket.finish(SchedulerClosed("the task of the job was cancelled"))
-            raise
+        except BaseException as error:
+            if not is_stray(error):
+                ticket.finish(SchedulerClosed("the task of the job was cancelled"))
+                raise
+            failed = JobFailed(ticket.job.tenant, kind_of(error), ticket.job.attempt)
+            failed.__cause__ = error
+            ticket.finish(failed)
 
     def cancel(self, ticket: Ticket) -> bool:
         """Withdraw a job, or cancel its handler. False if it is over."""

@@ -13,7 +13,7 @@ from scheduler.core.quota import NOTHING, amount
 from scheduler.core.signals import Signal
 from scheduler.errors import Retry, SchedulerClosed
 from scheduler.runtime.admission import ensure_open, grow, hear
-from scheduler.runtime.grant import current_turn, kind_of
+from scheduler.runtime.grant import current_turn, is_stray, kind_of
 from scheduler.runtime.job import Handler, Job, short
 from scheduler.stores.results import MOST_BYTES, dump
 from scheduler.stores.values import CANCELLED, DONE, FAILED, Again, Claim, Ended
@@ -119,7 +119,9 @@ class Try:
             return self._done(job, result)
         except Retry as retry:
             return self._again(job, retry, store.about(), max_attempts)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if job.stopped is None and is_stray(error):
+                return self._ended(job, FAILED, kind=kind_of(error))
             return self._interrupted(job)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded
             if isinstance(error, SchedulerClosed) and job.survives:

@@ -20,16 +20,19 @@ import httpx2
 from scheduler.core.quota import NOTHING, Usage
 from scheduler.core.signals import Signal
 from scheduler.errors import UpstreamError
+from scheduler.runtime.arguments import check_prompt
 from scheduler.upstreams import signals
 from scheduler.upstreams.failures import Kind, failed, failure, headers_of, is_refusal, outcome
 
 __all__ = [
+    "BYTES_MAX",
     "NOTHING",
     "Call",
     "Client",
     "Content",
     "Kind",
     "Message",
+    "check_prompt",
     "count_tokens",
     "outcome",
     "unretried",
@@ -44,6 +47,9 @@ Message = anthropic.types.Message
 
 Content = anthropic.types.ContentBlock
 """One block of an answer."""
+
+BYTES_MAX = 32_000_000
+"""Bytes of one request, by the API's limit."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -76,6 +82,10 @@ def _count(counts: object, name: str) -> int:
     # The SDK builds its models without checking them: a field may hold anything, or be missing.
     value = getattr(counts, name, None)
     return min(value, TOKENS_MAX) if isinstance(value, int) and value > 0 else 0
+
+
+def _bytes_of(text: str) -> int:
+    return len(text if text.isascii() else text.encode("utf-8", "surrogatepass"))
 
 
 async def count_tokens(client: Client, parameters: Mapping[str, Any], content: str | list[Any]) -> int:
@@ -151,6 +161,7 @@ class Call:
         return self._message
 
     async def __aenter__(self) -> Self:
+        problem: UpstreamError | None = None
         opening = self._client.messages.stream(**self._request)
         self._known = None
         try:
@@ -160,6 +171,8 @@ class Call:
             if is_refusal(problem):
                 self._known = REFUSED
             self._tell(signals.refused(problem, headers_of(error)))
+        except UnicodeError:
+            self._known = NOTHING
         except Exception:
             # Arguments that cannot be sent: the caller's mistake, found before anything went out.
             self._known = NOTHING
@@ -167,7 +180,8 @@ class Call:
         else:
             self._tell(signals.accepted(self._stream.response.headers))
             return self
-        raise problem
+        # Raised out here: the error of an encoder carries all that it could not encode.
+        raise problem or ValueError("request: must be valid Unicode")
 
     def _tell(self, signal: Signal | None) -> None:
         if signal is not None and self._listener is not None:
@@ -210,13 +224,13 @@ class Call:
                 self._known = _usage(event.message.usage)
             case "content_block_delta":
                 for name in ("text", "partial_json", "thinking"):
-                    self._produced += len(getattr(event.delta, name, None) or "")
+                    self._produced += _bytes_of(getattr(event.delta, name, None) or "")
                 if self._growing is not None and self.produced >= self._told + GROWTH:
                     self._told = self.produced
                     self._growing(self._told)
-            case "message_stop":
+            case "message_delta" | "message_stop":
                 self._known = _usage(self._stream.current_message_snapshot.usage)
-                self._complete = True
+                self._complete = event.type == "message_stop"
         return ""
 
     def _finish(self) -> UpstreamError | None:

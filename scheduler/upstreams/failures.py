@@ -41,6 +41,7 @@ class Kind(StrEnum):
     NOT_FOUND = "not_found"  # 404: mostly an unknown model
     TOO_LARGE = "too_large"  # 413
     EXPIRED = "expired"  # a request of a batch that had no turn in the batch's 24 hours
+    UNSENDABLE = "unsendable"  # the client cannot send it: a base URL or a header (a key) that is none
     CANCELED = "canceled"  # a request of a batch that somebody cancelled upstream
     UNKNOWN = "unknown"  # an error of the SDK that says nothing
 
@@ -85,6 +86,9 @@ REPEATED = frozenset(
     }
 )
 
+UNSENDABLE = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, httpx2.InvalidURL)
+"""What the HTTP library raises for a request that it cannot write: a repeat would raise it again."""
+
 OWN_LIMIT_TEXT = "You have reached your specified"
 NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -104,7 +108,8 @@ def failure(error: Exception, *, reading: bool = False) -> UpstreamError:
     """
     if isinstance(error, anthropic.APIStatusError):
         return _of_status(error)
-    return UpstreamError(_kind_of(error, reading))
+    kind = _kind_of(error, reading)
+    return UpstreamError(kind, error_type=type(error.__cause__).__name__ if kind is Kind.UNSENDABLE else None)
 
 
 def failed(kind: Kind, response: httpx2.Response) -> UpstreamError:
@@ -130,7 +135,9 @@ def is_refusal(error: UpstreamError) -> bool:
 
 
 def _kind_of(error: Exception, reading: bool) -> Kind:
-    cause = error.__cause__ if isinstance(error, anthropic.APITimeoutError) else error
+    cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) else error
+    if isinstance(error, anthropic.APIConnectionError) and isinstance(cause, UNSENDABLE):
+        return Kind.UNSENDABLE
     if isinstance(cause, httpx2.ConnectTimeout | httpx2.PoolTimeout):
         return Kind.CONNECTION  # the request was never sent
     if isinstance(error, anthropic.APITimeoutError | httpx2.TimeoutException):
@@ -203,7 +210,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _date(text: str | None) -> datetime | None:
     try:
         date = parsedate_to_datetime(text or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return None if date.tzinfo is None else date
 

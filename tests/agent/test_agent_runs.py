@@ -9,10 +9,12 @@ import pytest
 from anthropic import AsyncAnthropic
 
 from agent import Agent, Message, TooManyTurns
+from agent.run import remembered, wanted_tools
 from scheduler import UpstreamError, Usage
 from scheduler.testing import Fault, Latency, Script, ToolCall
 from scheduler.testing.claude.damage import MalformedJson, ResetMidStream, Truncate
 from scheduler.testing.claude.effects import Effect, ErrorStatus, Overloaded, RateLimited
+from scheduler.upstreams.claude import Message as ClaudeMessage
 from tests.agent.claudes import MODEL, SECRET, connected, in_memory, make_agent, quick, sent, tool, until
 
 SLOW = Latency(ttft_base_s=0, prefill_tps=None, decode_tps=200, jitter=0)
@@ -150,6 +152,38 @@ async def test_cut_tool_calls_and_empty_answers_do_not_stay() -> None:
         ]
 
 
+TEXT = {"type": "text", "text": "Good."}
+THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "s"}
+REDACTED = {"type": "redacted_thinking", "data": "d"}
+CALL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("stop", "said", "kept"),
+    [
+        ("end_turn", [{"type": "text", "text": " \n"}], []),
+        ("end_turn", [THOUGHT, TEXT], [THOUGHT, TEXT]),
+        ("end_turn", [TEXT, {"type": "text", "text": "\n\n"}, THOUGHT, REDACTED], [TEXT]),
+        ("tool_use", [THOUGHT, CALL], [THOUGHT, CALL]),
+        ("max_tokens", [THOUGHT, CALL], []),
+        ("max_tokens", [REDACTED, THOUGHT], []),
+        ("max_tokens", [THOUGHT, TEXT, THOUGHT, CALL], [THOUGHT, TEXT]),
+    ],
+)
+def test_what_the_upstream_would_not_read_again_does_not_stay(stop: str, said: Any, kept: Any) -> None:
+    fields: Any = {"id": "msg_1", "type": "message", "role": "assistant", "model": MODEL, "usage": {}}
+    message = ClaudeMessage.construct(**fields, content=said, stop_reason=stop)
+    entries = remembered(message, wanted_tools(message))
+    assert entries == ([{"role": "assistant", "content": kept}] if kept else [])
+
+
+async def test_a_conversation_goes_on_after_an_answer_of_white_space() -> None:
+    async with in_memory(["\n\n"]) as (_, agent):
+        session = await agent.new_session("acme")
+        assert (await agent.run(session.id, "hello")).text == "\n\n"
+        assert await history(agent, session.id) == [{"role": "user", "content": "hello"}]
+
+
 async def test_a_refused_prompt_does_not_stay() -> None:
     async with connected(quick(scripts=(Script(text="No.", stop_reason="refusal"),))) as (_, agent):
         session = await agent.new_session("acme")
@@ -237,3 +271,17 @@ async def test_a_prompt_must_be_text_or_blocks() -> None:
         session = await agent.new_session("acme")
         with pytest.raises(TypeError, match=r"^prompt: "):
             await agent.run(session.id, {"text": SECRET})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", [], f"{SECRET} \ud83d", [{"type": "text", "text": f"{SECRET} \ud83d"}], [{"x": object()}]]
+)
+async def test_a_prompt_that_cannot_be_sent_is_refused_and_not_shown(prompt: Any) -> None:
+    async with in_memory() as (claude, agent):
+        session = await agent.new_session("acme")
+        with pytest.raises((TypeError, ValueError), match=r"^prompt: ") as caught:
+            await agent.run(session.id, prompt)
+        assert not isinstance(caught.value, UnicodeError)
+        assert caught.value.__context__ is None
+        assert claude.arrivals == []
+        assert await history(agent, session.id) == []

@@ -1,5 +1,6 @@
 """Tools: called with what the model asked for; whatever they do, the model gets an answer."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -75,12 +76,81 @@ async def test_what_a_tool_returns_is_what_the_model_reads(returned: Any, conten
     assert result["content"] == content
 
 
-async def test_what_json_cannot_write_is_a_failure() -> None:
+@pytest.mark.parametrize(
+    ("returned", "why"),
+    [
+        (object(), "TypeError"),
+        ("half a pair: \ud83d", "UnicodeEncodeError"),
+        ([{"type": "text", "text": "half a pair: \udcff"}], "UnicodeEncodeError"),
+        ([{"type": "text", "text": {1, 2}}], "TypeError"),
+        ([{"type": "text", "text": "x", "more": float("nan")}], "ValueError"),
+    ],
+)
+async def test_what_cannot_be_sent_is_a_failure(returned: Any, why: str) -> None:
     async def function() -> Any:
-        return object()
+        return returned
 
     (result,) = await results_of(ScriptedCall(name="look"), tools=[tool("look", function)])
-    assert result["is_error"]
+    assert (result["content"], result["is_error"]) == (f"the tool failed: {why}", True)
+
+
+async def test_an_explanation_can_always_be_sent() -> None:
+    async def function() -> None:
+        raise ToolError("no file \udcff")
+
+    (result,) = await results_of(ScriptedCall(name="look"), tools=[tool("look", function)])
+    assert result["content"] == "no file ?"
+
+
+async def test_what_was_said_cannot_be_changed_by_the_tool_or_a_hook_that_keeps_it() -> None:
+    view = [{"type": "text", "text": "a view"}]
+    seen: list[Any] = []
+
+    async def function() -> Any:
+        return view
+
+    async with in_memory([{"name": "look"}], ["Seen."], tools=[tool("look", function)]) as (_, agent):
+
+        @agent.on_before_message
+        async def keep(message: Message) -> None:
+            seen.append(message.prompt)
+
+        session = await agent.new_session("acme")
+        await agent.run(session.id, [{"type": "text", "text": "go"}])
+        view[0]["text"] = "changed"
+        seen[0][0]["text"] = "changed"
+        seen[1][0]["content"][0]["text"] = "changed"
+        async with agent.sessions.turn(session.id) as turn:
+            said, _, told, _ = [entry["content"] for entry in turn.history]
+    assert said == [{"type": "text", "text": "go"}]
+    assert told[0]["content"] == [{"type": "text", "text": "a view"}]
+
+
+async def test_a_tool_whose_own_task_was_cancelled_has_failed_and_nothing_else_has() -> None:
+    async def function() -> None:
+        inner = asyncio.create_task(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+
+    (result,) = await results_of(ScriptedCall(name="look"), tools=[tool("look", function)])
+    assert (result["content"], result["is_error"]) == ("the tool failed: CancelledError", True)
+
+
+async def test_a_run_that_is_cancelled_while_a_tool_works_is_cancelled() -> None:
+    begun = asyncio.Event()
+
+    async def function() -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    async with in_memory([{"name": "look"}], ["Seen."], tools=[tool("look", function)]) as (claude, agent):
+        session = await agent.new_session("acme")
+        task = asyncio.create_task(agent.run(session.id, "go"))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(claude.arrivals) == 1
 
 
 class Callable:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import Cost, DeadlineExceeded, ErrRateLimited, Job, Quota, Rate, SchedulerError
+from scheduler import Cost, DeadlineExceeded, ErrRateLimited, Job, JobFailed, Quota, Rate, SchedulerError
 from tests.runtime.harness import KNOWN, Notes, assert_idle, level, make, now, outcomes, spawn, turns, virtual
 
 SLOW = Quota(Rate(1))
@@ -183,7 +183,8 @@ def test_errors_of_the_handler_s_own_that_look_like_ours(
             with pytest.raises(BaseException) as caught:  # noqa: PT011
                 await call
             if enqueued and isinstance(error, asyncio.CancelledError):
-                assert isinstance(caught.value, SchedulerError)
+                assert isinstance(caught.value, JobFailed)
+                assert (caught.value.kind, caught.value.__cause__) == ("CancelledError", error)
             else:
                 assert type(caught.value) is type(error)
                 assert not isinstance(caught.value, SchedulerError)

@@ -33,6 +33,22 @@ async def test_a_failing_handler_is_a_failed_job_without_its_text(dsn: str) -> N
         assert "secret" not in str(failed.value)
 
 
+async def test_a_cancellation_that_is_none_of_the_job_s_fails_it_at_once(dsn: str) -> None:
+    runs = 0
+
+    async def awaits_what_is_cancelled(job: Job) -> None:
+        nonlocal runs
+        runs += 1
+        inner = asyncio.create_task(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+
+    async with working(dsn, awaits_what_is_cancelled) as (scheduler, _):
+        with pytest.raises(JobFailed) as failed:
+            await scheduler.submit("acme", "x")
+    assert (failed.value.kind, failed.value.attempts, runs) == ("CancelledError", 1, 1)
+
+
 async def test_a_kind_that_no_column_takes_fails_its_job_and_no_other(dsn: str) -> None:
     class Odd(Exception):
         kind = "n\0t \ud800" + "x" * 1000

@@ -17,7 +17,7 @@ from scheduler.testing.claude.damage import ErrorEvent, ResetMidStream, Stall, T
 from scheduler.testing.claude.effects import CloseBeforeHead, Effect, ErrorStatus, Overloaded, RateLimited
 from scheduler.upstreams.claude import Call, unretried, usage_of
 from tests.agent.claudes import events
-from tests.upstreams.calls import complete, connected, quick, read, request, until
+from tests.upstreams.calls import SECRET, complete, connected, quick, read, request, until
 
 
 async def test_the_deltas_are_the_text_of_the_message() -> None:
@@ -96,6 +96,34 @@ async def test_of_a_cut_answer_the_input_is_known_and_the_output_is_what_came(ef
         assert call.usage.output_tokens == max(1, -(-len("".join(texts)) // 4))
 
 
+def cut(told: list[bytes]) -> AsyncAnthropic:
+    """A client whose answers end after some events."""
+
+    def answer(sent: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=b"".join(told))
+
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(answer))
+    return AsyncAnthropic(api_key="k", base_url="http://claude.test", http_client=http)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends_after", "output"),
+    [
+        ("日本語の返事です。" * 40, 3, 270),
+        ("\ud83d" * 4, 3, 3),
+        ("Hello.", 5, 999),  # the usage had been told
+    ],
+)
+async def test_a_cut_answer_is_settled_at_what_was_told_or_by_its_bytes(
+    text: str, ends_after: int, output: int
+) -> None:
+    async with cut(events([text], output_tokens=999)[:ends_after]) as client:
+        call = Call(client, request())
+        with pytest.raises(UpstreamError, match="truncated_stream"):
+            await read(call)
+    assert call.usage == Usage(1, 10, output)
+
+
 async def test_leaving_early_ends_the_upstreams_work() -> None:
     slow = Latency(ttft_base_s=0, prefill_tps=None, decode_tps=200, jitter=0)
     async with connected(quick(latency=slow, reply_tokens=5000)) as (claude, client):
@@ -150,6 +178,16 @@ async def test_arguments_that_cannot_be_sent_use_nothing() -> None:
         call = Call(unretried(client), request(system=object()))
         with pytest.raises(TypeError):
             await call.__aenter__()
+    assert call.usage == Usage(0, 0, 0)
+
+
+async def test_what_cannot_be_encoded_is_not_in_the_error() -> None:
+    async with AsyncAnthropic(api_key="sk-test", base_url="http://127.0.0.1:9") as client:
+        call = Call(unretried(client), request(f"{SECRET} \ud83d"))
+        with pytest.raises(ValueError, match="must be valid Unicode") as caught:
+            await call.__aenter__()
+    assert type(caught.value) is ValueError
+    assert caught.value.__context__ is None
     assert call.usage == Usage(0, 0, 0)
 
 

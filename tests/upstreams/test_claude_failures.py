@@ -188,6 +188,8 @@ async def test_a_date_counts_from_the_servers_own_clock() -> None:
     assert retry_after({"retry-after": "Tue, 24 Nov 2026 11:00:00 GMT", "date": sent}) is None
     assert retry_after({"retry-after": "Tue, 24 Nov 2026 12:00:05 GMT"}) is None
     assert retry_after({"retry-after": "Tue, 99 Nov 2026", "date": sent}) is None
+    assert retry_after({"retry-after": "Mon, 24 Nov 99999999999 10:00:00 GMT", "date": sent}) is None
+    assert retry_after({"retry-after": sent, "date": "Mon, 24 Nov 2026 10:00:00 +99999999999999"}) is None
     assert retry_after({"retry-after": "nan"}) is None
     assert retry_after({"retry-after-ms": "-3", "retry-after": "2"}) == 2.0
 
@@ -197,6 +199,24 @@ async def test_nobody_listens() -> None:
         with pytest.raises(UpstreamError) as caught:
             await complete(client)
     assert caught.value.kind == Kind.CONNECTION
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"base_url": "htp://claude.test"}, "UnsupportedProtocol"),
+        ({"api_key": f"{SECRET}\n"}, "LocalProtocolError"),
+        ({"default_headers": {"x": f"{SECRET}\nb"}}, "LocalProtocolError"),
+    ],
+)
+async def test_what_the_client_cannot_send_is_not_taken_for_a_lost_connection(options: Any, why: str) -> None:
+    async with connected(quick(), **options) as (_, client):
+        with pytest.raises(UpstreamError) as caught:
+            await complete(client)
+    error = caught.value
+    assert (error.kind, error.error_type, error.status) == (Kind.UNSENDABLE, why, None)
+    assert SECRET not in "".join(traceback.format_exception(error))
+    assert outcome(error, 1, half) is None
 
 
 async def test_no_free_connection_is_no_timeout_of_a_request() -> None:
