@@ -122,7 +122,7 @@ class BatchDesk:
         if self._closed:
             raise SchedulerClosed("the desk is closed")
         if self.jobs >= self._max_jobs:
-            raise Retry
+            raise Retry(refused=True)  # nothing was done, so it is no attempt
         self.jobs += 1
         try:
             return await self._agent.handle(job, by=Visit(self._take, job))
