@@ -92,7 +92,7 @@ class BatchDesk:
 
         `drain` True: all jobs at the desk get their answers, which may take a day. False: they get
         `SchedulerClosed`, and their batches are cancelled upstream; leaving the ``async with`` block waits
-        for that. But jobs of a store go on elsewhere, so their batches do too.
+        for that, but not for long. But jobs of a store go on elsewhere, so their batches do too.
         """
         self._closed = True
         if not drain:

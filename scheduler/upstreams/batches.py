@@ -6,6 +6,7 @@ prompts. Nothing is repeated here.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -13,7 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 from scheduler.errors import UpstreamError
-from scheduler.upstreams.claude import Client, Message
+from scheduler.upstreams.claude import Client, Message, is_complete
 from scheduler.upstreams.failures import (
     RETRY_AFTER_MAX_S,
     TRIES_MAX,
@@ -53,6 +54,9 @@ BYTES_MAX = 256_000_000
 ENVELOPE_BYTES = 128
 """What a request of a batch has around its parameters, at most: its custom id and some punctuation."""
 
+CONTROL_S = 10.0
+"""Seconds for a call that asks for a batch or cancels it: neither it nor its answer has any size."""
+
 CUSTOM_ID_MAX = 64
 NOT_IN_CUSTOM_ID = re.compile(r"[^a-zA-Z0-9_-]", re.ASCII)
 
@@ -90,10 +94,13 @@ async def create(client: Client, requests: Iterable[tuple[str, Mapping[str, Any]
 async def has_ended(client: Client, batch_id: str) -> bool:
     """Whether there are results of a batch."""
     try:
-        batch: Any = await client.messages.batches.retrieve(batch_id)
+        async with asyncio.timeout(CONTROL_S):
+            batch: Any = await client.messages.batches.retrieve(batch_id)
         if isinstance(batch.processing_status, str):
             return bool(batch.processing_status == "ended")
         problem = UpstreamError(Kind.MALFORMED, 200)
+    except TimeoutError:
+        problem = UpstreamError(Kind.TIMEOUT)
     except Exception as error:  # noqa: BLE001 - see above
         problem = failure(error)
     raise problem
@@ -102,7 +109,10 @@ async def has_ended(client: Client, batch_id: str) -> bool:
 async def cancel(client: Client, batch_id: str) -> None:
     """Cancel a batch; what of it is under way may still run, and be billed."""
     try:
-        await client.messages.batches.cancel(batch_id)
+        async with asyncio.timeout(CONTROL_S):
+            await client.messages.batches.cancel(batch_id)
+    except TimeoutError:
+        problem = UpstreamError(Kind.TIMEOUT)
     except Exception as error:  # noqa: BLE001 - see above
         problem = failure(error)
     else:
@@ -122,7 +132,8 @@ async def results(client: Client, batch_id: str) -> AsyncGenerator[tuple[str, Me
         opened = True
         async with aclosing(_closing(stream)) as lines:
             async for line in lines:
-                yield line.custom_id, _result(line)
+                if isinstance(line.custom_id, str):
+                    yield line.custom_id, _result(line)
     except Exception as error:  # noqa: BLE001 - see above
         problem = failure(error, reading=opened)
     if problem is not None:
@@ -144,7 +155,7 @@ def _result(line: Any) -> Message | UpstreamError:
     match getattr(result, "type", None):
         case "succeeded":
             message = getattr(result, "message", None)
-            if isinstance(message, Message) and _is_complete(message):
+            if isinstance(message, Message) and is_complete(message):
                 return message
         case "errored":
             told = getattr(getattr(result, "error", None), "error", None)
@@ -154,9 +165,3 @@ def _result(line: Any) -> Message | UpstreamError:
         case "canceled":
             return UpstreamError(Kind.CANCELED)
     return UpstreamError(Kind.MALFORMED, 200)
-
-
-def _is_complete(message: Any) -> bool:
-    return isinstance(getattr(message, "content", None), list) and isinstance(
-        getattr(message, "stop_reason", None), str
-    )

@@ -34,6 +34,7 @@ __all__ = [
     "Message",
     "check_prompt",
     "count_tokens",
+    "is_complete",
     "outcome",
     "unretried",
     "usage_of",
@@ -70,7 +71,28 @@ def unretried(client: Client) -> Client:
 
 def usage_of(message: Message) -> Usage:
     """What an answer used, as the upstream's limits count it: reading from the prompt cache is free."""
-    return _usage(message.usage)
+    return _usage(getattr(message, "usage", None))
+
+
+def is_complete(message: object) -> bool:
+    """Whether an answer has what an answer has. The SDK does not check shapes: anything may be missing."""
+    content = getattr(message, "content", None)
+    are_blocks = isinstance(content, list) and all(map(_is_block, content))
+    return are_blocks and _has_texts(message, "model", "stop_reason")
+
+
+def _is_block(block: object) -> bool:
+    match getattr(block, "type", None):
+        case "text":
+            return _has_texts(block, "text")
+        case "tool_use":
+            return _has_texts(block, "id", "name")
+        case kind:
+            return isinstance(kind, str)
+
+
+def _has_texts(value: object, *names: str) -> bool:
+    return all(isinstance(getattr(value, name, None), str) for name in names)
 
 
 def _usage(counts: object) -> Usage:
@@ -240,7 +262,7 @@ class Call:
             is_stream = head.get("content-type", "").startswith("text/event-stream")
             return failed(Kind.TRUNCATED_STREAM if is_stream else Kind.MALFORMED, self._stream.response)
         message = self._stream.current_message_snapshot
-        if not isinstance(message.content, list) or not isinstance(message.stop_reason, str):
+        if not is_complete(message):
             return failed(Kind.MALFORMED, self._stream.response)
         self._message = message
         return None

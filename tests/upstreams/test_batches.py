@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,18 +12,20 @@ import httpx2
 import pytest
 from anthropic import AsyncAnthropic
 
-from scheduler import UpstreamError
+from scheduler import UpstreamError, Usage
 from scheduler.upstreams import batches
 from scheduler.upstreams.batches import Kind
-from scheduler.upstreams.claude import Client, Message
+from scheduler.upstreams.claude import Client, Message, usage_of
 
 SECRET = "the-secret-prompt"
 ENDED = {"id": "b", "processing_status": "ended", "results_url": "/v1/messages/batches/b/results"}
-MESSAGE = {"id": "m", "type": "message", "content": [], "stop_reason": "end_turn", "usage": {}}
+MESSAGE = {
+    "id": "m", "type": "message", "model": "m", "content": [], "stop_reason": "end_turn", "usage": {},
+}  # fmt: skip
 
 
 @asynccontextmanager
-async def answering(answer: Callable[[httpx2.Request], httpx2.Response]) -> AsyncIterator[Client]:
+async def answering(answer: Callable[[httpx2.Request], Any]) -> AsyncIterator[Client]:
     """A client whose upstream answers like this."""
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
         yield AsyncAnthropic(api_key="k", base_url="http://claude.test", http_client=http, max_retries=0)
@@ -58,6 +61,11 @@ async def read(*lines: Any) -> dict[str, Message | UpstreamError]:
         ({"type": "succeeded"}, Kind.MALFORMED),
         ({"type": "succeeded", "message": {**MESSAGE, "content": None}}, Kind.MALFORMED),
         ({"type": "succeeded", "message": {**MESSAGE, "stop_reason": None}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "model": None}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": ["x"]}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": [{"text": "x"}]}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": [{"type": "text"}]}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": [{"type": "tool_use"}]}}, Kind.MALFORMED),
         ({"type": "something new"}, Kind.MALFORMED),
         ("nothing", Kind.MALFORMED),
         (None, Kind.MALFORMED),
@@ -70,6 +78,32 @@ async def test_what_is_no_answer_says_why(result: Any, kind: Kind) -> None:
     assert isinstance(error, UpstreamError)
     assert error.kind == kind
     assert SECRET not in f"{error} {error!r}"
+
+
+async def test_a_result_of_nobody_is_passed_over_and_one_without_usage_used_a_request() -> None:
+    bare = {name: value for name, value in MESSAGE.items() if name != "usage"}
+    found = await read(
+        {"custom_id": [1], "result": good()},
+        {"custom_id": "2", "result": {"type": "succeeded", "message": bare}},
+    )
+    assert list(found) == ["2"]
+    assert isinstance(found["2"], Message)
+    assert usage_of(found["2"]) == Usage(1, 0, 0)
+
+
+async def test_a_call_that_is_not_answered_soon_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "CONTROL_S", 0.01)
+
+    async def silence(request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(60)
+        raise AssertionError(request.url)
+
+    async with answering(silence) as client:
+        for call in (batches.has_ended(client, "b"), batches.cancel(client, "b")):
+            with pytest.raises(UpstreamError) as caught:
+                await call
+            assert caught.value.kind == Kind.TIMEOUT
+            assert caught.value.__context__ is None
 
 
 def good() -> dict[str, Any]:
