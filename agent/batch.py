@@ -164,9 +164,10 @@ class Batch:
         """Ask once for it to be created. First of all its jobs remember it: they may be elsewhere soon."""
         self._call = asyncio.get_running_loop().create_future()
         try:
-            requests = [(number, letter.request) for number, letter in letters.items()]
+            requests = [(number, letter.body) for number, letter in letters.items()]
             batch_id = await batches.create(self.client, requests)
             for letter in letters.values():
+                letter.body = b""
                 letter.note(batch_id, self._notes)
             return batch_id
         finally:

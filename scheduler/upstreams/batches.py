@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from anthropic.types.messages import MessageBatch
+
 from scheduler.errors import UpstreamError
 from scheduler.upstreams.claude import Client, Message, is_complete
 from scheduler.upstreams.failures import (
@@ -42,7 +44,7 @@ __all__ = [
     "is_refusal",
     "outcome",
     "results",
-    "size_of",
+    "written",
 ]
 
 REQUESTS_MAX = 100_000
@@ -53,6 +55,8 @@ BYTES_MAX = 256_000_000
 
 ENVELOPE_BYTES = 128
 """What a request of a batch has around its parameters, at most: its custom id and some punctuation."""
+
+PATH = "/v1/messages/batches"
 
 CONTROL_S = 10.0
 """Seconds for a call that asks for a batch or cancels it: neither it nor its answer has any size."""
@@ -66,23 +70,31 @@ def custom_id(number: int, name: str) -> str:
     return NOT_IN_CUSTOM_ID.sub("_", f"{number}-{name}")[:CUSTOM_ID_MAX]
 
 
-def size_of(request: Mapping[str, Any]) -> int:
-    """How many bytes a request has in a batch; TypeError or ValueError for one that is no JSON."""
-    # Written as the SDK does, since what cannot be written would take all others of its batch along.
+def written(request: Mapping[str, Any]) -> bytes:
+    """The parameters of a request as they go in a batch; TypeError or ValueError for what is no JSON.
+
+    Each is written when it comes. The SDK would write all of a batch at once, and nothing else would run
+    meanwhile; and what cannot be written would take all others along.
+    """
     text = json.dumps(request, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
-        return len(text.encode()) + ENVELOPE_BYTES
+        return text.encode()
     except UnicodeEncodeError:
         pass
     # Raised out here: that exception carries the text.
     raise ValueError("request: must be valid Unicode")
 
 
-async def create(client: Client, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """Send requests, each with its custom id, as one batch, and return the batch's id."""
-    listed: list[Any] = [{"custom_id": name, "params": dict(params)} for name, params in requests]
+async def create(client: Client, requests: Iterable[tuple[str, bytes]]) -> str:
+    """Send requests, each with its custom id and as it was `written`, as one batch, and return its id."""
+    listed = b",".join(b'{"custom_id":"%b","params":%b}' % (name.encode(), body) for name, body in requests)
     try:
-        batch: Any = await client.messages.batches.create(requests=listed)
+        batch: Any = await client.post(
+            PATH,
+            content=b'{"requests":[%b]}' % listed,
+            cast_to=MessageBatch,
+            options={"headers": {"content-type": "application/json"}},
+        )
         if isinstance(batch.id, str) and batch.id:  # the SDK does not check shapes
             return str(batch.id)
         problem = UpstreamError(Kind.MALFORMED, 200)

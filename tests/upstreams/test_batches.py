@@ -18,6 +18,7 @@ from scheduler.upstreams.batches import Kind
 from scheduler.upstreams.claude import Client, Message, usage_of
 
 SECRET = "the-secret-prompt"
+TEXTS = list(enumerate(["hello", "grüße 😀", 'a "quoted" \\ text\n']))
 ENDED = {"id": "b", "processing_status": "ended", "results_url": "/v1/messages/batches/b/results"}
 MESSAGE = {
     "id": "m", "type": "message", "model": "m", "content": [], "stop_reason": "end_turn", "usage": {},
@@ -128,7 +129,7 @@ async def test_results_that_cannot_be_read(content: bytes, kind: Kind) -> None:
 @pytest.mark.parametrize("body", [{}, {"id": ""}, {"id": 3, "processing_status": 4}, [], "text"])
 async def test_a_batch_that_is_none_is_malformed(body: Any) -> None:
     async with answering(lambda request: httpx2.Response(200, json=body)) as client:
-        for call in (batches.create(client, [("1", {})]), batches.has_ended(client, "b")):
+        for call in (batches.create(client, [("1", b"{}")]), batches.has_ended(client, "b")):
             with pytest.raises(UpstreamError) as caught:
                 await call
             assert caught.value.kind == Kind.MALFORMED
@@ -141,7 +142,7 @@ async def test_an_error_status_is_its_kind_and_carries_no_request() -> None:
 
     async with answering(answer) as client:
         for call in (
-            batches.create(client, [("1", {"system": SECRET})]),
+            batches.create(client, [("1", batches.written({"system": SECRET}))]),
             batches.has_ended(client, "b"),
             batches.cancel(client, "b"),
         ):
@@ -158,17 +159,29 @@ def test_custom_ids_are_what_the_upstream_takes() -> None:
     assert batches.custom_id(99_999, "x" * 100) == "99999-" + "x" * 58
 
 
-def test_the_size_of_a_request_is_at_least_what_the_sdk_writes() -> None:
-    request = {"model": "m", "messages": [{"role": "user", "content": "grüße 😀"}]}
-    written = json.dumps(
-        {"custom_id": "1" * 64, "params": request}, ensure_ascii=False, separators=(",", ":")
-    )
-    assert len(written.encode()) < batches.size_of(request) < len(written.encode()) + 100
+async def test_a_batch_goes_as_the_sdk_would_write_it_and_is_no_larger_than_its_requests_say() -> None:
+    requests = [(str(number), {"model": "m", "system": text}) for number, text in TEXTS]
+    sent: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        return httpx2.Response(200, json=ENDED)
+
+    bodies = [(name, batches.written(request)) for name, request in requests]
+    async with answering(answer) as client:
+        assert await batches.create(client, bodies) == "b"
+        listed: Any = [{"custom_id": name, "params": request} for name, request in requests]
+        await client.messages.batches.create(requests=listed)
+    ours, theirs = sent
+    assert (ours.method, ours.url) == (theirs.method, theirs.url)
+    assert dict(ours.headers) == dict(theirs.headers)
+    assert ours.content == theirs.content
+    assert len(ours.content) < sum(len(body) + batches.ENVELOPE_BYTES for _, body in bodies)
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), "\ud800" + SECRET])
 def test_what_cannot_be_sent_is_found_before(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
-        batches.size_of({"system": value})
+        batches.written({"system": value})
     assert SECRET not in repr(caught.value)
     assert caught.value.__context__ is None
