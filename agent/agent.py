@@ -70,12 +70,12 @@ class Agent:
     """Holds conversations with a model, for many tenants.
 
     `client`: an `anthropic.AsyncAnthropic`, whose own retries are turned off here. `model`, `system`,
-    `max_tokens`: of every request. `tools`: what the model may call, at most `max_turns` messages to a run.
-    `sessions`: where conversations are kept, in memory unless told otherwise. `call_timeout`: seconds that a
-    call may take until its answer is complete; the client's own timeouts only bound silence.
-    `retry_timeouts`: let `handle` repeat a request that timed out, although it may have run and been billed.
-    `headers`: a function from a `Message` to further headers of its request. `draw`: random numbers from 0 up to 1, for
-    backoff.
+    `max_tokens`: of every request. `tools`: what the model may call, at most `max_turns` messages to a
+    run. `sessions`: where conversations are kept, in memory unless told otherwise. `call_timeout`:
+    seconds that a call may take until its answer is complete; the client's own timeouts only bound
+    silence. `retry_timeouts`: let `handle` repeat a request that timed out, although it may have run and
+    been billed. `headers`: a function from a `Message` to further headers of its request. `draw`: random
+    numbers from 0 up to 1, for backoff.
     """
 
     def __init__(
