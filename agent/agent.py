@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -10,11 +9,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from agent.arguments import at_least_one, by_name, own_copy, seconds, text_of
 from agent.errors import WrongTenant
 from agent.hooks import AfterHook, BeforeHook, Hooks, ToolHook, checked
 from agent.messages import Message, Prompt, Reply
 from agent.run import Carrier, Run, Setup
-from agent.sessions import MemorySessions, Session, Sessions
+from agent.sessions import MemorySessions, Session, Sessions, turn_of
 from agent.tools import Tool
 from scheduler import Job, Retry, UpstreamError
 from scheduler.upstreams.claude import (
@@ -70,10 +70,12 @@ class Agent:
     """Holds conversations with a model, for many tenants.
 
     `client`: an `anthropic.AsyncAnthropic`, whose own retries are turned off here. `model`, `system`,
-    `max_tokens`: of every request. `tools`: what the model may call, at most `max_turns` messages to a run.
-    `sessions`: where conversations are kept, in memory unless told otherwise. `retry_timeouts`: let `handle`
-    repeat a request that timed out, although it may have run and been billed. `headers`: a function from a
-    `Message` to further headers of its request. `draw`: random numbers from 0 up to 1, for backoff.
+    `max_tokens`: of every request. `tools`: what the model may call, at most `max_turns` messages to a
+    run. `sessions`: where conversations are kept, in memory unless told otherwise. `call_timeout`:
+    seconds that a call may take until its answer is complete; the client's own timeouts only bound
+    silence. `retry_timeouts`: let `handle` repeat a request that timed out, although it may have run and
+    been billed. `headers`: a function from a `Message` to further headers of its request. `draw`: random
+    numbers from 0 up to 1, for backoff.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Agent:
         tools: Iterable[Tool] = (),
         sessions: Sessions | None = None,
         max_turns: int = 10,
+        call_timeout: float = 600.0,
         retry_timeouts: bool = False,
         headers: Callable[[Message], Mapping[str, str]] | None = None,
         draw: Callable[[], float] = random.random,
@@ -113,6 +116,7 @@ class Agent:
             hooks=self._hooks,
             max_turns=at_least_one("max_turns", max_turns),
             headers=headers,
+            call_timeout=seconds("call_timeout", call_timeout),
         )
 
     # --- hooks ----------------------------------------------------------------------------------------
@@ -169,7 +173,7 @@ class Agent:
 
         Runs of one session follow one another; one that waits for another holds nothing. A run that fails
         leaves the conversation as it was. Raises `UnknownSession`, `WrongTenant`, `UpstreamError`,
-        `TooManyTurns`, and whatever a hook raises.
+        `TooManyTurns`, RuntimeError in a tool of a run of the same session, and whatever a hook raises.
         """
         async with self.stream(session_id, prompt, tenant) as stream:
             async for _ in stream:
@@ -194,7 +198,10 @@ class Agent:
 
     async def _converse(self, run: Run, session: Session) -> AsyncGenerator[str, None]:
         run.session, run.tenant = session, session.tenant
-        async with self.sessions.turn(session.id) as turn, aclosing(run.deltas(turn.history)) as deltas:
+        async with (
+            turn_of(self.sessions, session.id) as turn,
+            aclosing(run.deltas(turn.history)) as deltas,
+        ):
             async for text in deltas:
                 yield text
             # The upstream's advice after a refusal is to leave the refused prompt out from then on.
@@ -242,40 +249,3 @@ class Agent:
         told = outcome(error, job.tries, self._draw, retry_timeouts=self._retry_timeouts)
         # What did not go by a call says nothing about the gate, and left the line without paying.
         return told if told is None or by is None else Retry(told.after)
-
-
-def by_name(tools: Iterable[Tool]) -> dict[str, Tool]:
-    """Tools by name; raises TypeError or ValueError for what is no tool or has a name twice."""
-    named: dict[str, Tool] = {}
-    for tool in tools:
-        if not isinstance(tool, Tool):
-            raise TypeError(f"tools: must be Tool objects, got {type(tool).__name__}")
-        if tool.name in named:
-            raise ValueError(f"tools: there are two of the name {tool.name!r}")
-        named[tool.name] = tool
-    return named
-
-
-def text_of(name: str, value: str) -> str:
-    """Check a text that must not be empty."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: must be a string, got {type(value).__name__}")
-    if not value:
-        raise ValueError(f"{name}: must not be empty")
-    return value
-
-
-def at_least_one(name: str, value: int) -> int:
-    """Check a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: must be at least 1, got {value!r}")
-    return value
-
-
-def own_copy(prompt: Prompt) -> Prompt:
-    """A prompt that the caller cannot change any more; raises TypeError."""
-    if not isinstance(prompt, str | list):
-        raise TypeError(f"prompt: must be a text or a list of content blocks, got {type(prompt).__name__}")
-    return copy.deepcopy(prompt)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from agent.letter import Letter
+from agent.letter import PATIENCE_S, Letter
 from scheduler import SchedulerClosed, SchedulerError, UpstreamError
 from scheduler.upstreams import batches
 from scheduler.upstreams.batches import Kind
 from scheduler.upstreams.claude import NOTHING, Client, usage_of
+
+T = TypeVar("T")
 
 AGE_PER_POLL = 10
 """A batch that is older than so many polls is asked for less often: every tenth of its age."""
@@ -24,6 +27,9 @@ MALFORMED_MAX = 3
 
 CANCEL_TRIES = 5
 """How often it is tried to cancel a batch, which would otherwise be billed for nothing."""
+
+CANCEL_S = 20.0
+"""For how long: whoever closes a desk waits for it."""
 
 FINAL = frozenset({Kind.AUTHENTICATION, Kind.PERMISSION, Kind.NOT_FOUND})
 """What no patience with a batch mends: whoever asks for it may not, or it is not there."""
@@ -52,6 +58,7 @@ class Batch:
     over: bool = False
     _count: int = 0
     _call: asyncio.Future[None] | None = None
+    _limit: asyncio.Timeout | None = None
     _notes: asyncio.TaskGroup = field(init=False)
     _unwanted: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -70,7 +77,7 @@ class Batch:
             self._leave(self.letters.pop(number))
             self.size -= letter.size
             if not self.letters:
-                self._unwanted.set()
+                self._abandon()
 
     def _leave(self, letter: Letter) -> None:
         """A letter gets no answer here. Another desk will ask for it if its job goes on, once it was sent."""
@@ -89,7 +96,23 @@ class Batch:
             if isinstance(error, SchedulerClosed):
                 self._leave(letter)
             letter.answered(error, letter.usage)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Nobody here wants an answer any more, nor to wait for a call: for one that creates it, not long."""
         self._unwanted.set()
+        if self._limit is not None and self._limit.when() is None:
+            patience = 0.0 if self._call is None else PATIENCE_S
+            self._limit.reschedule(asyncio.get_running_loop().time() + patience)
+
+    async def _while_wanted(self, call: Coroutine[Any, Any, T]) -> T:
+        """What a call returns; TimeoutError if that is not waited for any more."""
+        limit = self._limit = asyncio.timeout(None)
+        async with limit:
+            try:
+                return await call
+            finally:
+                self._limit = None
 
     async def travel(self) -> None:
         """Go upstream and come back. In the end nobody waits for it any more."""
@@ -109,6 +132,8 @@ class Batch:
                     await self._cancel(self.id)
         except UpstreamError as error:
             self.end(error)
+        except Exception:  # noqa: BLE001 - what the upstream may answer knows no bounds; other batches go on
+            self.end(UpstreamError(Kind.MALFORMED))
         finally:
             self.over = True
             self.end(SchedulerClosed("the desk was closed while the job's batch was under way"))
@@ -122,7 +147,9 @@ class Batch:
             for letter in letters.values():
                 letter.sent()
             try:
-                self.id = await self._call_upstream(letters)
+                self.id = await self._while_wanted(self._call_upstream(letters))
+                return
+            except TimeoutError:
                 return
             except UpstreamError as error:
                 if batches.is_refusal(error):
@@ -137,9 +164,10 @@ class Batch:
         """Ask once for it to be created. First of all its jobs remember it: they may be elsewhere soon."""
         self._call = asyncio.get_running_loop().create_future()
         try:
-            requests = [(number, letter.request) for number, letter in letters.items()]
+            requests = [(number, letter.body) for number, letter in letters.items()]
             batch_id = await batches.create(self.client, requests)
             for letter in letters.values():
+                letter.body = b""
                 letter.note(batch_id, self._notes)
             return batch_id
         finally:
@@ -154,10 +182,12 @@ class Batch:
             age = loop.time() - begin
             wait = max(self.poll, age / AGE_PER_POLL)
             try:
-                ended = await self._look(batch_id)
+                ended = await self._while_wanted(self._look(batch_id))
                 if ended and not self.letters:
                     return True
                 failures, wait = 0, self.first if ended else wait
+            except TimeoutError:
+                continue
             except UpstreamError as error:
                 failures += 1
                 most = MALFORMED_MAX if error.kind == Kind.MALFORMED else batches.TRIES_MAX
@@ -179,27 +209,28 @@ class Batch:
         asked = dict(self.letters)
         async with aclosing(batches.results(self.client, batch_id)) as results:
             async for number, answer in results:
-                letter = self.letters.pop(number, None)
-                if letter is None:
-                    continue
                 # Only what succeeded is billed.
                 used = NOTHING if isinstance(answer, UpstreamError) else usage_of(answer)
-                letter.answered(answer, used)
+                letter = self.letters.pop(number, None)
+                if letter is not None:
+                    letter.answered(answer, used)
         if any(self.letters.get(number) is letter for number, letter in asked.items()):
             raise UpstreamError(Kind.MALFORMED, 200)
         return True
 
     async def _cancel(self, batch_id: str) -> None:
         """Cancel it upstream, if that can be done soon: what has run by then is billed."""
-        for tries in range(1, CANCEL_TRIES + 1):
-            try:
-                await batches.cancel(self.client, batch_id)
-                return
-            except UpstreamError as error:
-                again = batches.outcome(error, tries, self.draw, retry_timeouts=True)
-                if again is None:
-                    return
-            await asyncio.sleep(again.after)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CANCEL_S):
+                for tries in range(1, CANCEL_TRIES + 1):
+                    try:
+                        await batches.cancel(self.client, batch_id)
+                        return
+                    except UpstreamError as error:
+                        again = batches.outcome(error, tries, self.draw, retry_timeouts=True)
+                        if again is None:
+                            return
+                    await asyncio.sleep(again.after)
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, or until nobody wants an answer any more; whether that is so."""

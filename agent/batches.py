@@ -9,7 +9,8 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Self
 
-from agent.agent import Agent, at_least_one
+from agent.agent import Agent
+from agent.arguments import at_least_one, seconds
 from agent.batch import Batch
 from agent.letter import Letter, Whereabouts
 from agent.messages import Reply
@@ -48,8 +49,8 @@ class BatchDesk:
         if at_least_one("max_batch", max_batch) > REQUESTS_MAX:
             raise ValueError(f"max_batch: must be at most {REQUESTS_MAX}, got {max_batch!r}")
         self._agent = agent
-        self._window = _seconds("window", window)
-        self._poll = _seconds("poll", poll)
+        self._window = seconds("window", window)
+        self._poll = seconds("poll", poll)
         self._max_batch = max_batch
         self._max_jobs = at_least_one("max_jobs", max_jobs)
         self._draw = draw
@@ -92,7 +93,7 @@ class BatchDesk:
 
         `drain` True: all jobs at the desk get their answers, which may take a day. False: they get
         `SchedulerClosed`, and their batches are cancelled upstream; leaving the ``async with`` block waits
-        for that. But jobs of a store go on elsewhere, so their batches do too.
+        for that, but not for long. But jobs of a store go on elsewhere, so their batches do too.
         """
         self._closed = True
         if not drain:
@@ -122,7 +123,7 @@ class BatchDesk:
         if self._closed:
             raise SchedulerClosed("the desk is closed")
         if self.jobs >= self._max_jobs:
-            raise Retry
+            raise Retry(refused=True)  # nothing was done, so it is no attempt
         self.jobs += 1
         try:
             return await self._agent.handle(job, by=Visit(self._take, job))
@@ -224,12 +225,3 @@ class Visit:
         self._turn += 1
         found, self._found = self._found, None
         return Letter(self._take, job, request, self._turn, found)
-
-
-def _seconds(name: str, value: float) -> float:
-    """Check a duration above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: must be seconds, got {value!r}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: must be finite seconds above 0, got {value!r}")
-    return float(value)

@@ -59,8 +59,8 @@ class Letter:
     ) -> None:
         """`take`: finds the batch that it goes with, and puts it there. `turn`: its number in its run."""
         self.name = "" if job is None else job.id
-        self.request = request
-        self.size = batches.size_of(request)
+        self.body = batches.written(request)
+        self.size = len(self.body) + batches.ENVELOPE_BYTES
         self.usage: Usage | None = NOTHING
         self.found = found
         self._take = take

@@ -66,6 +66,7 @@ class Setup:
     hooks: Hooks
     max_turns: int
     headers: Callable[[Message], Mapping[str, str]] | None
+    call_timeout: float
 
 
 @dataclass(slots=True)
@@ -143,7 +144,13 @@ class Run:
         covers = grants.covering(self.job)
         for turn_held in covers:
             turn_held.ensure_open()
-        return Call(self.setup.client, request, partial(_hear, covers), partial(self._grow, covers))
+        return Call(
+            self.setup.client,
+            request,
+            partial(_hear, covers),
+            partial(self._grow, covers),
+            self.setup.call_timeout,
+        )
 
     def _message(self, content: Prompt, turn: int) -> Message:
         session = self.session

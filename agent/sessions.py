@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,6 +77,36 @@ class Sessions(Protocol):
 
     async def end(self, session_id: str) -> None:
         """Forget a session, if there is one."""
+
+
+@dataclass(slots=True, eq=False)
+class _Holding:
+    """Whose turn a session is: that of a task, or of none any more."""
+
+    sessions: Sessions
+    session_id: str
+    task: asyncio.Task[Any] | None
+
+
+_holdings: ContextVar[tuple[_Holding, ...]] = ContextVar("holdings", default=())
+"""The turns that this context has, or had."""
+
+
+@asynccontextmanager
+async def turn_of(sessions: Sessions, session_id: str) -> AsyncIterator[Turn]:
+    """A turn of a session. RuntimeError for a task that has it already, and would wait for itself."""
+    task, outer = asyncio.current_task(), [held for held in _holdings.get() if held.task is not None]
+    if any((held.sessions, held.session_id, held.task) == (sessions, session_id, task) for held in outer):
+        raise RuntimeError(
+            f"session {session_id!r}: this run of it goes on, and a further one would wait for it for ever"
+        )
+    async with sessions.turn(session_id) as turn:
+        mine = _Holding(sessions, session_id, task)
+        _holdings.set((*outer, mine))
+        try:
+            yield turn
+        finally:
+            mine.task = None
 
 
 class _Kept:

@@ -6,14 +6,17 @@ prompts. Nothing is repeated here.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from anthropic.types.messages import MessageBatch
+
 from scheduler.errors import UpstreamError
-from scheduler.upstreams.claude import Client, Message
+from scheduler.upstreams.claude import Client, Message, is_complete
 from scheduler.upstreams.failures import (
     RETRY_AFTER_MAX_S,
     TRIES_MAX,
@@ -41,7 +44,7 @@ __all__ = [
     "is_refusal",
     "outcome",
     "results",
-    "size_of",
+    "written",
 ]
 
 REQUESTS_MAX = 100_000
@@ -53,6 +56,11 @@ BYTES_MAX = 256_000_000
 ENVELOPE_BYTES = 128
 """What a request of a batch has around its parameters, at most: its custom id and some punctuation."""
 
+PATH = "/v1/messages/batches"
+
+CONTROL_S = 10.0
+"""Seconds for a call that asks for a batch or cancels it: neither it nor its answer has any size."""
+
 CUSTOM_ID_MAX = 64
 NOT_IN_CUSTOM_ID = re.compile(r"[^a-zA-Z0-9_-]", re.ASCII)
 
@@ -62,23 +70,31 @@ def custom_id(number: int, name: str) -> str:
     return NOT_IN_CUSTOM_ID.sub("_", f"{number}-{name}")[:CUSTOM_ID_MAX]
 
 
-def size_of(request: Mapping[str, Any]) -> int:
-    """How many bytes a request has in a batch; TypeError or ValueError for one that is no JSON."""
-    # Written as the SDK does, since what cannot be written would take all others of its batch along.
+def written(request: Mapping[str, Any]) -> bytes:
+    """The parameters of a request as they go in a batch; TypeError or ValueError for what is no JSON.
+
+    Each is written when it comes. The SDK would write all of a batch at once, and nothing else would run
+    meanwhile; and what cannot be written would take all others along.
+    """
     text = json.dumps(request, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
-        return len(text.encode()) + ENVELOPE_BYTES
+        return text.encode()
     except UnicodeEncodeError:
         pass
     # Raised out here: that exception carries the text.
     raise ValueError("request: must be valid Unicode")
 
 
-async def create(client: Client, requests: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """Send requests, each with its custom id, as one batch, and return the batch's id."""
-    listed: list[Any] = [{"custom_id": name, "params": dict(params)} for name, params in requests]
+async def create(client: Client, requests: Iterable[tuple[str, bytes]]) -> str:
+    """Send requests, each with its custom id and as it was `written`, as one batch, and return its id."""
+    listed = b",".join(b'{"custom_id":"%b","params":%b}' % (name.encode(), body) for name, body in requests)
     try:
-        batch: Any = await client.messages.batches.create(requests=listed)
+        batch: Any = await client.post(
+            PATH,
+            content=b'{"requests":[%b]}' % listed,
+            cast_to=MessageBatch,
+            options={"headers": {"content-type": "application/json"}},
+        )
         if isinstance(batch.id, str) and batch.id:  # the SDK does not check shapes
             return str(batch.id)
         problem = UpstreamError(Kind.MALFORMED, 200)
@@ -90,10 +106,13 @@ async def create(client: Client, requests: Iterable[tuple[str, Mapping[str, Any]
 async def has_ended(client: Client, batch_id: str) -> bool:
     """Whether there are results of a batch."""
     try:
-        batch: Any = await client.messages.batches.retrieve(batch_id)
+        async with asyncio.timeout(CONTROL_S):
+            batch: Any = await client.messages.batches.retrieve(batch_id)
         if isinstance(batch.processing_status, str):
             return bool(batch.processing_status == "ended")
         problem = UpstreamError(Kind.MALFORMED, 200)
+    except TimeoutError:
+        problem = UpstreamError(Kind.TIMEOUT)
     except Exception as error:  # noqa: BLE001 - see above
         problem = failure(error)
     raise problem
@@ -102,7 +121,10 @@ async def has_ended(client: Client, batch_id: str) -> bool:
 async def cancel(client: Client, batch_id: str) -> None:
     """Cancel a batch; what of it is under way may still run, and be billed."""
     try:
-        await client.messages.batches.cancel(batch_id)
+        async with asyncio.timeout(CONTROL_S):
+            await client.messages.batches.cancel(batch_id)
+    except TimeoutError:
+        problem = UpstreamError(Kind.TIMEOUT)
     except Exception as error:  # noqa: BLE001 - see above
         problem = failure(error)
     else:
@@ -122,7 +144,8 @@ async def results(client: Client, batch_id: str) -> AsyncGenerator[tuple[str, Me
         opened = True
         async with aclosing(_closing(stream)) as lines:
             async for line in lines:
-                yield line.custom_id, _result(line)
+                if isinstance(line.custom_id, str):
+                    yield line.custom_id, _result(line)
     except Exception as error:  # noqa: BLE001 - see above
         problem = failure(error, reading=opened)
     if problem is not None:
@@ -144,7 +167,7 @@ def _result(line: Any) -> Message | UpstreamError:
     match getattr(result, "type", None):
         case "succeeded":
             message = getattr(result, "message", None)
-            if isinstance(message, Message) and _is_complete(message):
+            if isinstance(message, Message) and is_complete(message):
                 return message
         case "errored":
             told = getattr(getattr(result, "error", None), "error", None)
@@ -154,9 +177,3 @@ def _result(line: Any) -> Message | UpstreamError:
         case "canceled":
             return UpstreamError(Kind.CANCELED)
     return UpstreamError(Kind.MALFORMED, 200)
-
-
-def _is_complete(message: Any) -> bool:
-    return isinstance(getattr(message, "content", None), list) and isinstance(
-        getattr(message, "stop_reason", None), str
-    )

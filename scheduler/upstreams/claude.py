@@ -7,6 +7,7 @@ and so prompts, into whatever logs an exception chain.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,6 +35,7 @@ __all__ = [
     "Message",
     "check_prompt",
     "count_tokens",
+    "is_complete",
     "outcome",
     "unretried",
     "usage_of",
@@ -70,7 +72,28 @@ def unretried(client: Client) -> Client:
 
 def usage_of(message: Message) -> Usage:
     """What an answer used, as the upstream's limits count it: reading from the prompt cache is free."""
-    return _usage(message.usage)
+    return _usage(getattr(message, "usage", None))
+
+
+def is_complete(message: object) -> bool:
+    """Whether an answer has what an answer has. The SDK does not check shapes: anything may be missing."""
+    content = getattr(message, "content", None)
+    are_blocks = isinstance(content, list) and all(map(_is_block, content))
+    return are_blocks and _has_texts(message, "model", "stop_reason")
+
+
+def _is_block(block: object) -> bool:
+    match getattr(block, "type", None):
+        case "text":
+            return _has_texts(block, "text")
+        case "tool_use":
+            return _has_texts(block, "id", "name")
+        case kind:
+            return isinstance(kind, str)
+
+
+def _has_texts(value: object, *names: str) -> bool:
+    return all(isinstance(getattr(value, name, None), str) for name in names)
 
 
 def _usage(counts: object) -> Usage:
@@ -117,16 +140,20 @@ class Call:
         request: Mapping[str, Any],
         listener: Callable[[Signal], object] | None = None,
         growing: Callable[[int], object] | None = None,
+        timeout: float | None = None,
     ) -> None:
         """`request`: the arguments of ``client.messages.stream``; the client must not retry by itself.
 
         `listener` is told how the upstream took the call: as soon as the head of its answer is there, and
         again if the answer breaks off for want of capacity. `growing` is told about how many output tokens
-        there are, every 64 of them.
+        there are, every 64 of them. `timeout`: seconds until its answer must be complete; the client's own
+        bound silence only, which a ping ends.
         """
         self._client = client
         self._listener = listener
         self._growing = growing
+        self._timeout = timeout
+        self._due: float | None = None
         self._told = 0
         self._request = request
         self._stream: Any = None
@@ -164,8 +191,13 @@ class Call:
         problem: UpstreamError | None = None
         opening = self._client.messages.stream(**self._request)
         self._known = None
+        if self._timeout is not None:
+            self._due = asyncio.get_running_loop().time() + self._timeout
         try:
-            self._stream = await opening.__aenter__()
+            async with asyncio.timeout_at(self._due):
+                self._stream = await opening.__aenter__()
+        except TimeoutError:
+            problem = UpstreamError(Kind.TIMEOUT)
         except (anthropic.AnthropicError, httpx2.HTTPError) as error:
             problem = failure(error)
             if is_refusal(problem):
@@ -199,12 +231,15 @@ class Call:
     async def __anext__(self) -> str:
         problem: UpstreamError | None = None
         try:
-            while True:
-                text = self._take(await anext(self._stream))
-                if text:
-                    return text
+            async with asyncio.timeout_at(self._due):
+                while True:
+                    text = self._take(await anext(self._stream))
+                    if text:
+                        return text
         except StopAsyncIteration:
             pass
+        except TimeoutError:
+            problem = None if self._complete else UpstreamError(Kind.TIMEOUT)
         except Exception as error:  # noqa: BLE001 - wrong shapes surface as any exception inside the SDK
             # What breaks after the last event breaks nothing.
             problem = None if self._complete else failure(error, reading=True)
@@ -240,7 +275,7 @@ class Call:
             is_stream = head.get("content-type", "").startswith("text/event-stream")
             return failed(Kind.TRUNCATED_STREAM if is_stream else Kind.MALFORMED, self._stream.response)
         message = self._stream.current_message_snapshot
-        if not isinstance(message.content, list) or not isinstance(message.stop_reason, str):
+        if not is_complete(message):
             return failed(Kind.MALFORMED, self._stream.response)
         self._message = message
         return None

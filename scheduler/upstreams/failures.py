@@ -31,7 +31,7 @@ class Kind(StrEnum):
     SERVER_ERROR = "server_error"  # any other status from 500 on, and 408
     CONFLICT = "conflict"  # 409
     CONNECTION = "connection"  # no connection, or it was lost before the head of an answer
-    TIMEOUT = "timeout"  # silence longer than the client's timeout: it may have run and been billed
+    TIMEOUT = "timeout"  # silence for too long, or no end in time: it may have run and been billed
     BROKEN_STREAM = "broken_stream"  # the connection was lost after the head of an answer
     TRUNCATED_STREAM = "truncated_stream"  # the answer ended properly, but before its end
     MALFORMED = "malformed"  # broken JSON, or JSON that is no message

@@ -135,8 +135,8 @@ async def test_an_exception_in_the_block_closes_the_desk() -> None:
     assert [type(error) for error in await replies(tickets)] == [SchedulerClosed]
 
 
-async def test_beyond_its_bound_jobs_go_back_to_their_line() -> None:
-    async with deferring(desk={"max_jobs": 2}, paused=1.0) as (_claude, scheduler, _):
+async def test_beyond_its_bound_jobs_go_back_to_their_line_and_it_is_no_attempt() -> None:
+    async with deferring(desk={"max_jobs": 2}, paused=1.0, max_attempts=1) as (_claude, scheduler, _):
         tickets = await crowd(scheduler, "one", "two", "three")
         got = await replies(tickets)
     assert sorted(reply.receipt.deferred for reply in got) == [False, True, True]

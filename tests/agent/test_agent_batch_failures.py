@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 
 import pytest
 
@@ -12,6 +13,7 @@ from scheduler import (
     Quota,
     Rate,
     UpstreamError,
+    Usage,
 )
 from scheduler.testing import effects
 from scheduler.testing.claude import batches
@@ -160,6 +162,22 @@ async def test_results_that_are_none_are_read_again_and_fail_in_the_end(
         reads = len(calls(claude, "/results", "GET"))
     assert [error.kind for error in got] == ["malformed", "malformed"]
     assert reads == (1 if broken == "no message" else 3)
+
+
+async def test_what_nobody_expected_fails_the_jobs_of_its_batch_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def odd(answer: object) -> Usage:
+        raise LookupError(SECRET)
+
+    async with deferring() as (_, scheduler, _):
+        monkeypatch.setattr("agent.batch.usage_of", odd)
+        got = await replies(await crowd(scheduler, "one", "two"))
+        assert [(type(error), error.kind) for error in got] == [(UpstreamError, "malformed")] * 2
+        assert SECRET not in "".join(traceback.format_exception(got[0]))
+        monkeypatch.undo()
+        (reply,) = await replies(await crowd(scheduler, "three"))
+        assert reply.receipt.deferred
 
 
 async def test_a_failure_that_its_job_is_too_late_for_leaves_no_complaint(

@@ -128,6 +128,19 @@ async def test_a_job_whose_worker_stops_is_answered_by_the_batch_that_it_was_in(
     assert "echo" not in str(place)
 
 
+async def test_a_desk_that_is_full_costs_no_attempt(dsn: str) -> None:
+    async with submitting(dsn, slow(**LONG)) as (claude, agent, scheduler):
+        for prompt in ("one", "two"):
+            await scheduler.enqueue("acme", prompt)
+        async with working(dsn, agent, max_jobs=1), asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            await remembered(dsn, 1)
+            back = "select attempt, state from waitline.job where not deferred and prompt is not null"
+            while not (found := await pool.fetch(back)):  # the test's time limit bounds it
+                pass
+            assert [tuple(row) for row in found] == [(0, 0)]
+        assert len(created(claude)) == 1
+
+
 async def test_a_job_whose_worker_is_lost_is_answered_by_the_batch_that_it_was_in(dsn: str) -> None:
     async with submitting(dsn, slow(scripts=(ECHO,), **LONG)) as (claude, agent, scheduler):
         ticket = await scheduler.enqueue("acme", "echo me")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -25,11 +25,13 @@ HOUR = 3600.0
 class Batches(httpx2.AsyncBaseTransport):
     """One batch after the other, each of which ends `lasts` seconds after it came.
 
-    `refuse`: statuses, with their headers, of the next calls of a kind. `calls`: the times of each kind.
+    `refuse`: statuses, with their headers, of the next calls of a kind. `hangs`: which kind gets no
+    answer. `calls`: the times of each kind.
     """
 
     def __init__(self, lasts: float = 100.0) -> None:
         self.lasts = lasts
+        self.hangs = ""
         self.refuse: dict[str, list[tuple[int, dict[str, str]]]] = {}
         self.calls: dict[str, list[float]] = {"create": [], "retrieve": [], "results": [], "cancel": []}
         self.batches: dict[str, tuple[float, list[str]]] = {}
@@ -46,6 +48,9 @@ class Batches(httpx2.AsyncBaseTransport):
         again = kind == "retrieve" and self.calls[kind][-1:] == [now]
         if not again:
             self.calls[kind].append(now)
+        if kind == self.hangs:
+            await asyncio.sleep(request.extensions["timeout"]["read"])
+            raise httpx2.ReadTimeout("nothing came", request=request)
         if self.refuse.get(kind) and not again:
             status, headers = self.refuse[kind].pop(0)
             return httpx2.Response(status, headers=headers, json={"type": "error", "error": {}})
@@ -217,6 +222,29 @@ def test_a_key_that_is_not_valid_any_more_fails_the_jobs_at_once() -> None:
         assert isinstance(error, UpstreamError)
         assert error.kind == "authentication"
         assert upstream.calls["retrieve"] == [65]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("hangs", "moment", "cancelled", "takes"),
+    [("create", 70, 0, 20), ("retrieve", 70, 1, 0), ("results", 126, 1, 0), ("cancel", 70, 2, 20)],
+)
+def test_a_desk_that_does_not_drain_is_closed_soon_whatever_hangs(
+    hangs: str, moment: float, cancelled: int, takes: float
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        upstream = Batches(lasts=100.0 if hangs == "results" else HOUR)
+        upstream.hangs = hangs
+        with suppress(KeyError):
+            async with deferring(upstream) as (scheduler, _):
+                await crowd(scheduler, "a")
+                await asyncio.sleep(moment)
+                closing = loop.time()
+                raise KeyError
+        assert len(upstream.calls["cancel"]) == cancelled
+        assert loop.time() - closing == takes
 
     run_virtual(main())
 

@@ -256,6 +256,8 @@ async def test_too_many_turns() -> None:
         ({"max_tokens": 0}, ValueError, "max_tokens"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens"),
         ({"max_turns": 0}, ValueError, "max_turns"),
+        ({"call_timeout": 0}, ValueError, "call_timeout"),
+        ({"call_timeout": "5"}, TypeError, "call_timeout"),
         ({"tools": ["look"]}, TypeError, "tools"),
         ({"tools": [tool(), tool()]}, ValueError, "tools"),
     ],

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from agent import MemorySessions, Session, UnknownSession, WrongTenant
+from agent import MemorySessions, Reply, Session, UnknownSession, WrongTenant
 from scheduler import SchedulerError
-from tests.agent.claudes import SECRET, in_memory
+from tests.agent.claudes import SECRET, in_memory, tool
 
 
 async def test_another_tenant_is_refused_before_anything_is_sent() -> None:
@@ -93,6 +93,37 @@ async def test_a_session_that_is_ended_while_others_wait_for_it() -> None:
     assert turn.history == ()
     assert len(sessions) == 0
     await sessions.end(session.id)
+
+
+async def test_a_tool_cannot_wait_for_the_run_that_it_is_part_of() -> None:
+    later: list[asyncio.Task[Reply]] = []
+
+    async def again() -> str:
+        later.append(asyncio.create_task(agent.run(one.id, "later")))
+        await agent.run(other.id, "elsewhere")
+        with pytest.raises(RuntimeError, match=f"^session {one.id!r}: this run of it goes on"):
+            await agent.run(one.id, "nested")
+        return "a view"
+
+    answers = ([{"name": "look"}], ["Hello."])
+    async with in_memory(*answers, tools=[tool("look", again)]) as (_, agent):
+        one, other = await agent.new_session("acme"), await agent.new_session("acme")
+        assert (await agent.run(one.id, "look")).text == "Hello."
+        await later[0]  # of a task of its own it is no part
+        assert (await agent.run(one.id, "last")).text == "Hello."
+        async with agent.sessions.turn(one.id) as turn:
+            said = [entry["content"] for entry in turn.history if entry["role"] == "user"]
+    assert (said[0], *said[2:]) == ("look", "later", "last")
+
+
+async def test_a_stream_that_was_left_holds_no_session() -> None:
+    async with in_memory() as (_, agent):
+        session = await agent.new_session("acme")
+        async with agent.stream(session.id, "hello") as stream:
+            await anext(stream)
+            with pytest.raises(RuntimeError, match="this run of it goes on"):
+                await agent.run(session.id, "nested")
+        assert (await agent.run(session.id, "hello")).text == "Hello."
 
 
 def test_there_is_room_for_one() -> None:

@@ -1,8 +1,10 @@
 """The agent behind a scheduler: one hook queues, refuses, and lets the first message of a job pass free."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
 
 from agent import Agent, Message, Reply, TooManyTurns
@@ -12,10 +14,11 @@ from scheduler import (
     Quota,
     Rate,
     Scheduler,
+    UpstreamError,
     Usage,
 )
 from scheduler.testing.virtual import VirtualClock, run_virtual
-from tests.agent.claudes import in_memory
+from tests.agent.claudes import events, in_memory
 from tests.agent.scheduled import DONE, LOOK, WIDE, scheduled, used
 
 
@@ -52,6 +55,52 @@ def test_strict_mode_refuses_through_the_same_hook() -> None:
         assert claude.arrivals == [0] * 5
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("told", [None, 0, 3])
+def test_a_call_that_only_pings_holds_its_slot_no_longer_than_it_may(told: int | None) -> None:
+    """Under a hook only there is no other bound: the client's own counts from the last byte."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        quotas = Quota(Rate(100), concurrency=1)
+        pinging = Pinging(None if told is None else events(["Hello."])[:told])
+        async with (
+            in_memory(call_timeout=50) as (_, agent),
+            httpx2.AsyncClient(transport=pinging) as http,
+            Scheduler(_none, quotas=quotas, clock=VirtualClock()) as s,
+        ):
+            agent.client._client = http
+            agent.on_before_message(s.on_before_message)
+            one, other = [await agent.new_session("acme") for _ in range(2)]
+            waits = asyncio.create_task(agent.run(other.id, "other"))
+            with pytest.raises(UpstreamError) as caught:
+                await agent.run(one.id, "one")
+            assert (caught.value.kind, loop.time()) == ("timeout", 50)
+            with pytest.raises(UpstreamError):
+                await waits
+            assert loop.time() == 100
+
+    run_virtual(main())
+
+
+class Pinging(httpx2.AsyncBaseTransport, httpx2.AsyncByteStream):
+    """Tells some events, and then pings for ever; None: says nothing at all."""
+
+    def __init__(self, told: list[bytes] | None) -> None:
+        self.told = told
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if self.told is None:
+            await asyncio.sleep(10_000)
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=self)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self.told or ():
+            yield piece
+        while True:
+            await asyncio.sleep(1)
+            yield b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 async def _none(job: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,18 +12,21 @@ import httpx2
 import pytest
 from anthropic import AsyncAnthropic
 
-from scheduler import UpstreamError
+from scheduler import UpstreamError, Usage
 from scheduler.upstreams import batches
 from scheduler.upstreams.batches import Kind
-from scheduler.upstreams.claude import Client, Message
+from scheduler.upstreams.claude import Client, Message, usage_of
 
 SECRET = "the-secret-prompt"
+TEXTS = list(enumerate(["hello", "grüße 😀", 'a "quoted" \\ text\n']))
 ENDED = {"id": "b", "processing_status": "ended", "results_url": "/v1/messages/batches/b/results"}
-MESSAGE = {"id": "m", "type": "message", "content": [], "stop_reason": "end_turn", "usage": {}}
+MESSAGE = {
+    "id": "m", "type": "message", "model": "m", "content": [], "stop_reason": "end_turn", "usage": {},
+}  # fmt: skip
 
 
 @asynccontextmanager
-async def answering(answer: Callable[[httpx2.Request], httpx2.Response]) -> AsyncIterator[Client]:
+async def answering(answer: Callable[[httpx2.Request], Any]) -> AsyncIterator[Client]:
     """A client whose upstream answers like this."""
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
         yield AsyncAnthropic(api_key="k", base_url="http://claude.test", http_client=http, max_retries=0)
@@ -58,6 +62,11 @@ async def read(*lines: Any) -> dict[str, Message | UpstreamError]:
         ({"type": "succeeded"}, Kind.MALFORMED),
         ({"type": "succeeded", "message": {**MESSAGE, "content": None}}, Kind.MALFORMED),
         ({"type": "succeeded", "message": {**MESSAGE, "stop_reason": None}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "model": None}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": ["x"]}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": [{"text": "x"}]}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": [{"type": "text"}]}}, Kind.MALFORMED),
+        ({"type": "succeeded", "message": {**MESSAGE, "content": [{"type": "tool_use"}]}}, Kind.MALFORMED),
         ({"type": "something new"}, Kind.MALFORMED),
         ("nothing", Kind.MALFORMED),
         (None, Kind.MALFORMED),
@@ -70,6 +79,32 @@ async def test_what_is_no_answer_says_why(result: Any, kind: Kind) -> None:
     assert isinstance(error, UpstreamError)
     assert error.kind == kind
     assert SECRET not in f"{error} {error!r}"
+
+
+async def test_a_result_of_nobody_is_passed_over_and_one_without_usage_used_a_request() -> None:
+    bare = {name: value for name, value in MESSAGE.items() if name != "usage"}
+    found = await read(
+        {"custom_id": [1], "result": good()},
+        {"custom_id": "2", "result": {"type": "succeeded", "message": bare}},
+    )
+    assert list(found) == ["2"]
+    assert isinstance(found["2"], Message)
+    assert usage_of(found["2"]) == Usage(1, 0, 0)
+
+
+async def test_a_call_that_is_not_answered_soon_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "CONTROL_S", 0.01)
+
+    async def silence(request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(60)
+        raise AssertionError(request.url)
+
+    async with answering(silence) as client:
+        for call in (batches.has_ended(client, "b"), batches.cancel(client, "b")):
+            with pytest.raises(UpstreamError) as caught:
+                await call
+            assert caught.value.kind == Kind.TIMEOUT
+            assert caught.value.__context__ is None
 
 
 def good() -> dict[str, Any]:
@@ -94,7 +129,7 @@ async def test_results_that_cannot_be_read(content: bytes, kind: Kind) -> None:
 @pytest.mark.parametrize("body", [{}, {"id": ""}, {"id": 3, "processing_status": 4}, [], "text"])
 async def test_a_batch_that_is_none_is_malformed(body: Any) -> None:
     async with answering(lambda request: httpx2.Response(200, json=body)) as client:
-        for call in (batches.create(client, [("1", {})]), batches.has_ended(client, "b")):
+        for call in (batches.create(client, [("1", b"{}")]), batches.has_ended(client, "b")):
             with pytest.raises(UpstreamError) as caught:
                 await call
             assert caught.value.kind == Kind.MALFORMED
@@ -107,7 +142,7 @@ async def test_an_error_status_is_its_kind_and_carries_no_request() -> None:
 
     async with answering(answer) as client:
         for call in (
-            batches.create(client, [("1", {"system": SECRET})]),
+            batches.create(client, [("1", batches.written({"system": SECRET}))]),
             batches.has_ended(client, "b"),
             batches.cancel(client, "b"),
         ):
@@ -124,17 +159,29 @@ def test_custom_ids_are_what_the_upstream_takes() -> None:
     assert batches.custom_id(99_999, "x" * 100) == "99999-" + "x" * 58
 
 
-def test_the_size_of_a_request_is_at_least_what_the_sdk_writes() -> None:
-    request = {"model": "m", "messages": [{"role": "user", "content": "grüße 😀"}]}
-    written = json.dumps(
-        {"custom_id": "1" * 64, "params": request}, ensure_ascii=False, separators=(",", ":")
-    )
-    assert len(written.encode()) < batches.size_of(request) < len(written.encode()) + 100
+async def test_a_batch_goes_as_the_sdk_would_write_it_and_is_no_larger_than_its_requests_say() -> None:
+    requests = [(str(number), {"model": "m", "system": text}) for number, text in TEXTS]
+    sent: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        return httpx2.Response(200, json=ENDED)
+
+    bodies = [(name, batches.written(request)) for name, request in requests]
+    async with answering(answer) as client:
+        assert await batches.create(client, bodies) == "b"
+        listed: Any = [{"custom_id": name, "params": request} for name, request in requests]
+        await client.messages.batches.create(requests=listed)
+    ours, theirs = sent
+    assert (ours.method, ours.url) == (theirs.method, theirs.url)
+    assert dict(ours.headers) == dict(theirs.headers)
+    assert ours.content == theirs.content
+    assert len(ours.content) < sum(len(body) + batches.ENVELOPE_BYTES for _, body in bodies)
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), "\ud800" + SECRET])
 def test_what_cannot_be_sent_is_found_before(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
-        batches.size_of({"system": value})
+        batches.written({"system": value})
     assert SECRET not in repr(caught.value)
     assert caught.value.__context__ is None

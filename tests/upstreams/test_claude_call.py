@@ -124,6 +124,15 @@ async def test_a_cut_answer_is_settled_at_what_was_told_or_by_its_bytes(
     assert call.usage == Usage(1, 10, output)
 
 
+async def test_an_answer_with_a_block_that_is_none_is_malformed() -> None:
+    told = events(["Hello."])
+    start = told[1].replace(b', "text": ""', b"")
+    assert start != told[1]
+    async with cut([told[0], start, *told[3:]]) as client:
+        with pytest.raises(UpstreamError, match="malformed"):
+            await complete(client)
+
+
 async def test_leaving_early_ends_the_upstreams_work() -> None:
     slow = Latency(ttft_base_s=0, prefill_tps=None, decode_tps=200, jitter=0)
     async with connected(quick(latency=slow, reply_tokens=5000)) as (claude, client):
