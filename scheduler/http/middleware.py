@@ -19,6 +19,7 @@ from scheduler import (
     Scheduler,
     SchedulerError,
 )
+from scheduler.core.entry import RUNNING
 from scheduler.http.answers import ANONYMOUS, ANSWERED, UNKNOWN, Answer, answer, build, levels_for
 from scheduler.http.headers import RETRY_AFTER_MAX_S, limit_headers, retry_after_seconds
 from scheduler.http.incoming import Buffers, Incoming
@@ -100,12 +101,29 @@ class WaitlineMiddleware:
         tenant = self._tenant_of(scope)
         if inspect.isawaitable(tenant):
             tenant = await tenant
-        if tenant is not None:
+        if self._has_turn(tenant, scope):
+            await self.app(scope, receive, send)
+        elif tenant is not None:
             await self._admit(tenant, scope, receive, send)
         elif self._anonymous == "pass":
             await self.app(scope, receive, send)
         else:
             await _send(self._build(ANONYMOUS), scope, send)
+
+    def _has_turn(self, tenant: str | None, scope: Scope) -> bool:
+        """Whether this very request has its turn already, since the middleware stands around itself.
+
+        For a second one it might wait while it holds the only slot. A request that an app makes to another
+        app is a request of its own: its scope says nothing of the turn.
+        """
+        turn = current_turn.get()
+        return (
+            turn is not None
+            and turn is scope.get("state", {}).get("grant")
+            and (turn.scheduler, turn.tenant) == (self._scheduler, tenant)
+            and turn.state is RUNNING
+            and self._gate in {None, turn.gate}
+        )
 
     async def _admit(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask for a turn. Whoever has it at once starts in this very step, so that nobody can pass."""
@@ -177,6 +195,7 @@ class WaitlineMiddleware:
             if _is_last(message):
                 grant.settle(grant.usage)
 
+        grant.outer = current_turn.get()
         token = current_turn.set(grant)
         try:
             await self.app(scope, receive, send_and_settle)
@@ -186,6 +205,7 @@ class WaitlineMiddleware:
             await self._refuse(error, scope, send)
         finally:
             current_turn.reset(token)
+            grant.outer = None
             grant.settle(grant.usage)
 
     async def _with_limits(self, message: Message, grant: Grant) -> list[tuple[bytes, bytes]]:

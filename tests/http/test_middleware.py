@@ -9,9 +9,10 @@ import http_sf
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from scheduler import Cost, ErrRateLimited, Policy, Quota, Rate, Scheduler, Usage
+from scheduler import Cost, ErrRateLimited, Grant, Policy, Quota, Rate, Scheduler, Usage
 from scheduler.http import WaitlineMiddleware
 from scheduler.http.middleware import patience
+from scheduler.runtime.grant import Cover
 from tests.http.serving import Client, Desk, StillClock, connect, connect_many, serve, tenant_of, until
 
 TWO_PER_SECOND = Quota(Rate(2, burst=5))
@@ -279,9 +280,9 @@ async def test_an_agents_first_message_is_paid_by_the_request() -> None:
 
     async with running(app) as (client, scheduler, _):
         assert (await client.ask()).status == 200
-        assert grants == [None]
+        assert [type(grant) for grant in grants] == [Cover]
         assert scheduler.levels("acme")["requests"][2] == 3
-        assert await scheduler.on_before_message(Message()) is not None
+        assert type(await scheduler.on_before_message(Message())) is Grant
 
 
 async def test_no_tenant_is_refused_or_passed() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler import Cost, ErrRateLimited, Grant, Job, Policy, Quota, Rate, Rung, Scheduler, Usage
-from scheduler.runtime.grant import Turn, current_turn
+from scheduler.runtime.grant import Cover, Turn, current_turn
 from scheduler.testing.virtual import VirtualClock
 from tests.runtime.harness import KNOWN, Notes, assert_idle, level, make, now, outcomes, spawn, virtual
 
@@ -108,7 +108,7 @@ async def test_the_first_message_of_a_job_is_free_and_later_ones_pay() -> None:
     times: list[float] = []
 
     async def handler(job: Job) -> None:
-        assert await ask(scheduler) is None
+        assert isinstance(await ask(scheduler), Cover)
         times.append(now())
         for _ in range(2):
             grant = await ask(scheduler)
@@ -153,23 +153,20 @@ async def test_another_tenant_s_message_inside_a_job_pays_for_itself() -> None:
 
     async with make(handler) as scheduler:
         await scheduler.submit("acme", "x")
-        assert [grant is None for grant in grants] == [False, True, False]
+        assert [isinstance(grant, Cover) for grant in grants] == [False, True, False]
         assert level(scheduler, "bolt") == 3.0
         for grant in grants:
-            if grant is not None:
-                grant.settle()
+            grant.settle()
         assert_idle(scheduler)
 
 
 @virtual
 async def test_two_schedulers_one_inside_the_other() -> None:
-    """A job of one gives nothing free at another, whose gates may have other names."""
+    """A job of one covers nothing at another, whose gates may have other names; one around it does."""
 
     async def inner_work(job: Job) -> str:
-        assert await ask(inner) is None
-        grant = await ask(outer, "acme")  # here the innermost job is the other scheduler's
-        assert grant is not None
-        grant.settle()
+        assert isinstance(await ask(inner), Cover)
+        assert isinstance(await ask(outer), Cover)
         return "inner"
 
     async def outer_work(job: Job) -> Any:
@@ -178,7 +175,9 @@ async def test_two_schedulers_one_inside_the_other() -> None:
         grant.settle()
         result = await inner.submit("acme", "x")
         assert current_turn.get() is job
-        assert await ask(outer) is None
+        grant = await ask(outer)
+        assert type(grant) is Grant
+        grant.settle()
         return result
 
     outer, inner = make(outer_work, gates={"haiku": Quota()}), make(inner_work, gates={"opus": Quota()})
@@ -221,7 +220,7 @@ async def test_messages_at_the_same_time_in_one_job() -> None:
         await asyncio.sleep(0.5)
         tasks[1].cancel()
         results = await outcomes(*tasks)
-        assert results[0] is None
+        assert isinstance(results[0], Cover)
         assert isinstance(results[1], asyncio.CancelledError)
         results[2].settle()
 
