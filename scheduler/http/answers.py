@@ -6,10 +6,11 @@ document (RFC 9457) for endpoints that are not Anthropic's. Neither names the te
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from scheduler.runtime.scheduler import Scheduler
+
+T = TypeVar("T")
+
+LEISURE_S = 0.1
+"""Seconds for which a response waits to be told what is left; after that it says nothing of it."""
 
 CLOSED_RETRY_AFTER_S = 5.0
 """A closing process is replaced in about this time."""
@@ -205,11 +211,21 @@ def _kind_of(error: Exception) -> Kind:
 
 
 async def levels_for(scheduler: Scheduler, error: Exception) -> Levels:
-    """The buckets of the tenant that an error names; none if this scheduler has no quota for it."""
+    """The buckets of the tenant that an error names; none if it has no quota here, or if nobody tells."""
+    nothing: Levels = {}
+    return await at_leisure(scheduler.current_levels(getattr(error, "tenant", "")), nothing)
+
+
+async def at_leisure(asking: Awaitable[T], otherwise: T) -> T:
+    """What only adorns a response: not waited for longer than `LEISURE_S`, and whatever it raises.
+
+    Over a store the levels are in a database, which may be slow or in trouble when a response is ready.
+    """
     try:
-        return await scheduler.current_levels(getattr(error, "tenant", ""))
-    except ValueError:
-        return {}
+        async with asyncio.timeout(LEISURE_S):
+            return await asking
+    except Exception:  # noqa: BLE001 - nothing that goes wrong with it is worth a response
+        return otherwise
 
 
 def exception_handler(

@@ -285,6 +285,33 @@ async def test_an_agents_first_message_is_paid_by_the_request() -> None:
         assert type(await scheduler.on_before_message(Message())) is Grant
 
 
+async def test_what_its_limits_cannot_be_found_out_of_is_sent_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Served or refused: they only adorn a response that is there."""
+
+    async def broken(tenant: str) -> Any:
+        raise RuntimeError("no levels")
+
+    async with running(Desk(), Quota(Rate(1)), Policy.strict()) as (client, scheduler, _):
+        monkeypatch.setattr(scheduler, "current_levels", broken)
+        replies = [await client.ask(), await client.ask()]
+    assert [reply.status for reply in replies] == [200, 429]
+    assert all("ratelimit" not in reply.headers for reply in replies)
+
+
+async def test_no_quote_is_needed_to_send_what_is_left() -> None:
+    """The quota was lowered meanwhile, below what the request costs: no other one will ever fit."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await scheduler.set_quota("acme", Quota(Rate(1, burst=2)))
+        await Desk()(scope, receive, send)
+
+    async with running(app, Quota(Rate(1, burst=5)), cost=lambda scope: Cost(5)) as (client, scheduler, _):
+        reply = await client.ask()
+    assert (reply.status, reply.headers["x-ratelimit-remaining"]) == (200, "0")
+
+
 async def test_no_tenant_is_refused_or_passed() -> None:
     async with running(Desk(), tenant=lambda scope: None) as (client, _, _):
         reply = await client.ask()
@@ -395,6 +422,8 @@ async def test_patience_that_ends_in_line_is_a_refusal_with_a_time() -> None:
         ({"x-stainless-timeout": "1e300"}, None),
         ({"x-stainless-timeout": "-1"}, None),
         ({"x-stainless-timeout": "0"}, None),
+        ({"x-stainless-timeout": "5e-324"}, None),
+        ({"x-stainless-timeout": "0.001"}, 0.0005),
     ],
 )
 def test_patience_is_read_from_what_sdks_send(headers: dict[str, str], seconds: float | None) -> None:

@@ -295,6 +295,28 @@ async def test_what_an_agent_s_call_uses_and_tells_is_the_request_s_over_a_store
         assert len(claude.arrivals) == 2
 
 
+@pytest.mark.parametrize("error", [None, ErrRateLimited("acme", "strict", 1.0)])
+async def test_a_response_that_is_there_does_not_wait_for_its_limits(
+    dsn: str, error: Exception | None
+) -> None:
+    """A database that is slow costs it the headers that say what is left, and no more."""
+    side = await asyncpg.connect(dsn)
+    async with web(dsn, HOUR) as scheduler:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await side.execute("begin; lock table waitline.tenant in access exclusive mode")
+            if error is not None:
+                raise error
+            await Route.answer(send)
+
+        async with asyncio.timeout(5):
+            assert await get(around(app, scheduler)) == (200 if error is None else 429)
+        await side.execute("rollback")
+        await until(scheduler, running=0)
+        assert await level(scheduler) == pytest.approx(1, abs=0.01)
+    await side.close()
+
+
 async def test_a_caller_is_granted_among_many_tenants_that_wait_for_a_worker(dsn: str) -> None:
     """More than go into one claim, all of them due for longer."""
     async with web(dsn, Quota(Rate(20, burst=1))) as scheduler:
