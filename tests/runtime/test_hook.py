@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -187,6 +189,45 @@ async def test_two_schedulers_one_inside_the_other() -> None:
         assert (level(outer), level(inner)) == (3.0, 3.0)
     assert_idle(outer)
     assert_idle(inner)
+
+
+@virtual
+async def test_jobs_that_enqueue_one_another_do_not_keep_each_other() -> None:
+    """Each begins under the one that enqueued it, which is forgotten when it is over."""
+    jobs: list[weakref.ref[Job]] = []
+
+    async def handler(job: Job) -> None:
+        jobs.append(weakref.ref(job))
+        if len(jobs) < 50:
+            await scheduler.enqueue("acme", "x")
+            await asyncio.sleep(2)  # the next one begins in the meantime
+        else:
+            await asyncio.sleep(10)
+            gc.collect()
+            alive.set_result(len([job for job in jobs if job() is not None]))
+
+    alive: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with make(handler, Quota(Rate(1))) as scheduler:
+        await scheduler.enqueue("acme", "x")
+        assert await alive < 5
+
+
+@virtual
+async def test_a_handler_s_own_call_of_an_agent_is_charged_to_the_job() -> None:
+    """What settles the covered message is added to the usage of the job, once, and the job goes on."""
+
+    async def handler(job: Job) -> None:
+        grant = await ask(scheduler)
+        assert grant is not None
+        grant.settle(Usage(1, 0, 0))
+        grant.settle(Usage(1, 7, 0))
+        assert job.usage == Usage(1, 0, 0)
+        assert (await scheduler.statistics()).running == 1
+
+    async with make(handler, Quota(Rate(1, per=1000, burst=9))) as scheduler:
+        await scheduler.submit("acme", "x", cost=Cost(5))
+        assert level(scheduler) == 8.0
+    assert_idle(scheduler)
 
 
 @virtual
