@@ -76,7 +76,8 @@ class Grants:
 
         They hear how the upstream took the call, and a call must not begin under one whose gate was closed.
         """
-        covers: list[Grant | Job] = list(self._held)
+        # What covers a message of the job only passes on to it what it hears itself.
+        covers: list[Grant | Job] = [grant for grant in self._held if grant.books is not job]
         if job is not None and not self.paid_to(job.books):
             covers.append(job)
         return covers

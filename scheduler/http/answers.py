@@ -6,10 +6,11 @@ document (RFC 9457) for endpoints that are not Anthropic's. Neither names the te
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from scheduler.runtime.scheduler import Scheduler
+
+T = TypeVar("T")
+
+LEISURE_S = 0.1
+"""Seconds for which a response waits to be told what is left; after that it says nothing of it."""
 
 CLOSED_RETRY_AFTER_S = 5.0
 """A closing process is replaced in about this time."""
@@ -62,10 +68,35 @@ class Kind(NamedTuple):
     code: str
     message: str
     retry_after: float | None = None
+    final: bool = False
+    """Whether no repeat mends it although its status is one that SDKs repeat."""
 
 
 ANONYMOUS = Kind(401, "authentication_error", "unknown_credential", "no tenant for this request")
 UNKNOWN = Kind(403, "permission_error", "unknown_tenant", "this tenant has no quota")
+
+OVERLOADED = Kind(529, "overloaded_error", "upstream_overloaded", "the model is overloaded")
+SPENT = Kind(
+    429, "rate_limit_error", CODES["spend_limit"], "the upstream's spending limit was reached", final=True
+)
+FAILED = Kind(502, "api_error", "upstream_failed", "the model gave no usable answer")
+REFUSED = FAILED._replace(final=True)
+
+UPSTREAM = {
+    "rate_limited": OVERLOADED,
+    "overloaded": OVERLOADED,
+    "spend_limit": SPENT,
+    "refused": REFUSED,
+    "bad_request": Kind(
+        400, "invalid_request_error", "upstream_bad_request", "the model refused the request"
+    ),
+    "too_large": Kind(413, "request_too_large", "upstream_too_large", "too large for the model"),
+    # What is wrong with the service's own key or model is no fault of the client's, and will be tomorrow.
+    "authentication": REFUSED,
+    "permission": REFUSED,
+    "not_found": REFUSED,
+}
+"""By the kind of an `UpstreamError`, or of the last failure of a `JobFailed`; `FAILED` for any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +128,17 @@ def answer(
 
     `levels`: the tenant's buckets, for the headers of a 429. `retry_after_max`: most whole seconds in
     `Retry-After`; the exact wait is in the body. `sdk_retries` False asks SDKs not to repeat a 429; they are
-    always asked so when the wait is longer than the header can say, since they would come too early.
+    always asked so where no repeat helps, and when the wait is longer than the header can say, since they
+    would come too early.
     """
     kind = _kind_of(error)
+    wait = kind.retry_after or 0.0
     headers: dict[str, str] = {}
-    if kind.status == 429:
-        wait_s = retry_after_seconds(kind.retry_after or 0.0, retry_after_max)
+    if kind.status == 429 and wait:
+        wait_s = retry_after_seconds(wait, retry_after_max)
         headers = limit_headers(levels or {}, wait_s, refused=True)
-        if not sdk_retries or (kind.retry_after or 0.0) > retry_after_max:
-            headers["x-should-retry"] = "false"
+    if kind.final or wait > retry_after_max or (kind.status == 429 and not sdk_retries):
+        headers["x-should-retry"] = "false"
     if isinstance(error, SchedulerClosed):
         headers["Connection"] = "close"
     return build(kind, getattr(error, "reason", None), headers, retry_after_max, problem_json)
@@ -142,7 +175,11 @@ def build(
 def _problem(kind: Kind, reason: str | None, details: Mapping[str, Any]) -> dict[str, Any]:
     """A problem document; a shared gate or the whole line is no policy of the tenant's."""
     problem: dict[str, Any] = {"type": "about:blank", "title": kind.message, "status": kind.status, **details}
-    if kind.status == 429 and reason not in {"gate", "pause", "max_waiting", "spend_limit"}:
+    if (
+        kind.status == 429
+        and reason is not None
+        and reason not in {"gate", "pause", "max_waiting", "spend_limit"}
+    ):
         problem["type"] = PROBLEM
         problem["violated-policies"] = ["slots" if reason == "slot" else "tenant"]
     return problem
@@ -163,20 +200,32 @@ def _kind_of(error: Exception) -> Kind:
         case DeadlineExceeded(which=which, seconds=seconds):
             text = f"{which} of {seconds_text(seconds)} passed"
             return Kind(504, "timeout_error", "deadline_exceeded", text)
-        case UpstreamError(status=429 | 529, retry_after=after):
-            return Kind(529, "overloaded_error", "upstream_overloaded", "the model is overloaded", after)
-        case JobFailed() | UpstreamError():
-            return Kind(502, "api_error", "upstream_failed", "the model gave no usable answer")
+        case UpstreamError(kind="refused", status=429):
+            return SPENT  # the gate, too, takes a 429 that names no time for a spending limit
+        case UpstreamError(kind=kind, retry_after=after):
+            return UPSTREAM.get(kind, FAILED)._replace(retry_after=after)
+        case JobFailed(kind=kind):
+            return UPSTREAM.get(kind, FAILED)
     names = ", ".join(kind.__name__ for kind in ANSWERED)
     raise TypeError(f"error: must be one of {names}, got {type(error).__name__}")
 
 
 async def levels_for(scheduler: Scheduler, error: Exception) -> Levels:
-    """The buckets of the tenant that an error names; none if this scheduler has no quota for it."""
+    """The buckets of the tenant that an error names; none if it has no quota here, or if nobody tells."""
+    nothing: Levels = {}
+    return await at_leisure(scheduler.current_levels(getattr(error, "tenant", "")), nothing)
+
+
+async def at_leisure(asking: Awaitable[T], otherwise: T) -> T:
+    """What only adorns a response: not waited for longer than `LEISURE_S`, and whatever it raises.
+
+    Over a store the levels are in a database, which may be slow or in trouble when a response is ready.
+    """
     try:
-        return await scheduler.current_levels(getattr(error, "tenant", ""))
-    except ValueError:
-        return {}
+        async with asyncio.timeout(LEISURE_S):
+            return await asking
+    except Exception:  # noqa: BLE001 - nothing that goes wrong with it is worth a response
+        return otherwise
 
 
 def exception_handler(

@@ -19,7 +19,9 @@ from scheduler import (
     Scheduler,
     SchedulerError,
 )
-from scheduler.http.answers import ANONYMOUS, ANSWERED, UNKNOWN, Answer, answer, build, levels_for
+from scheduler.core.entry import RUNNING
+from scheduler.http.answers import ANONYMOUS, ANSWERED, UNKNOWN, Answer, answer, at_leisure, build, levels_for
+from scheduler.http.fields import Levels
 from scheduler.http.headers import RETRY_AFTER_MAX_S, limit_headers, retry_after_seconds
 from scheduler.http.incoming import Buffers, Incoming
 from scheduler.runtime.grant import current_turn
@@ -29,6 +31,12 @@ PATIENCE_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 
 PATIENCE_MAX_S = 86_400.0
 """A client that says it waits longer than a day has no patience that would matter."""
+
+PATIENCE_MIN_S = 0.001
+"""One that says it waits for less says nothing that could be meant."""
+
+GONE = 499
+"""What logs know as a client that closed its request."""
 
 TenantOf = Callable[[Scope], str | Awaitable[str | None] | None]
 
@@ -100,12 +108,29 @@ class WaitlineMiddleware:
         tenant = self._tenant_of(scope)
         if inspect.isawaitable(tenant):
             tenant = await tenant
-        if tenant is not None:
+        if self._has_turn(tenant, scope):
+            await self.app(scope, receive, send)
+        elif tenant is not None:
             await self._admit(tenant, scope, receive, send)
         elif self._anonymous == "pass":
             await self.app(scope, receive, send)
         else:
             await _send(self._build(ANONYMOUS), scope, send)
+
+    def _has_turn(self, tenant: str | None, scope: Scope) -> bool:
+        """Whether this very request has its turn already, since the middleware stands around itself.
+
+        For a second one it might wait while it holds the only slot. A request that an app makes to another
+        app is a request of its own: its scope says nothing of the turn.
+        """
+        turn = current_turn.get()
+        return (
+            turn is not None
+            and turn is scope.get("state", {}).get("grant")
+            and (turn.scheduler, turn.tenant) == (self._scheduler, tenant)
+            and turn.state is RUNNING
+            and self._gate in {None, turn.gate}
+        )
 
     async def _admit(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask for a turn. Whoever has it at once starts in this very step, so that nobody can pass."""
@@ -141,7 +166,7 @@ class WaitlineMiddleware:
             try:
                 await self._scheduler.turn(grant)
             except ClientGone:
-                return
+                await _hang_up(send)
             except DeadlineExceeded:
                 await self._refuse(await self._too_late(grant), scope, send)
             except SchedulerError as error:
@@ -150,6 +175,7 @@ class WaitlineMiddleware:
                 incoming.proceed()
                 if incoming.gone:  # it left between the grant and this moment
                     self._scheduler.withdraw(grant)
+                    await _hang_up(send)
                 else:
                     await self._run(grant, scope, incoming.receive, send)
 
@@ -177,6 +203,7 @@ class WaitlineMiddleware:
             if _is_last(message):
                 grant.settle(grant.usage)
 
+        grant.outer = current_turn.get()
         token = current_turn.set(grant)
         try:
             await self.app(scope, receive, send_and_settle)
@@ -186,6 +213,7 @@ class WaitlineMiddleware:
             await self._refuse(error, scope, send)
         finally:
             current_turn.reset(token)
+            grant.outer = None
             grant.settle(grant.usage)
 
     async def _with_limits(self, message: Message, grant: Grant) -> list[tuple[bytes, bytes]]:
@@ -196,11 +224,13 @@ class WaitlineMiddleware:
         headers = [(name.lower(), value) for name, value in message.get("headers", ())]
         if any(name == b"retry-after" for name, _ in headers):
             return headers
-        levels = await self._scheduler.current_levels(grant.tenant)
+        nothing: Levels = {}
+        levels = await at_leisure(self._scheduler.current_levels(grant.tenant), nothing)
         wait_s = None
         if any(held < 1 for _, _, held in levels.values()):
-            with suppress(ErrRateLimited):  # the store went down just now
-                quote = await self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
+            asked = self._scheduler.quote(grant.tenant, cost=grant.cost, gate=grant.gate)
+            quote = await at_leisure(asked, None)
+            if quote is not None:
                 wait_s = retry_after_seconds(quote.expected, self._retry_after_max)
         limits = Answer(200, limit_headers(levels, wait_s), b"").raw_headers()
         ours = {name for name, _ in limits}
@@ -223,7 +253,9 @@ def patience(scope: Scope, margin_s: float) -> float | None:
                 seconds = float(said[name])
             except ValueError:  # "None": it waits for ever
                 return None
-            return max(seconds - margin_s, seconds / 2) if 0 < seconds <= PATIENCE_MAX_S else None
+            return (
+                max(seconds - margin_s, seconds / 2) if PATIENCE_MIN_S <= seconds <= PATIENCE_MAX_S else None
+            )
     return None
 
 
@@ -233,6 +265,14 @@ def _is_last(message: Message) -> bool:
     return kind == "http.response.pathsend" or (
         kind == "http.response.body" and not message.get("more_body", False)
     )
+
+
+async def _hang_up(send: Send) -> None:
+    """Answer a client that has left: servers drop it, but middlewares outside may want some response."""
+    headers = [(b"content-length", b"0")]
+    with suppress(OSError):
+        await send({"type": "http.response.start", "status": GONE, "headers": headers})
+        await send({"type": "http.response.body"})
 
 
 async def _send(found: Answer, scope: Scope, send: Send) -> None:

@@ -8,14 +8,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from scheduler.core.entry import RUNNING as GRANTED
 from scheduler.core.policy import Policy
 from scheduler.core.quota import NS, Cost, Quota, instance
 from scheduler.errors import DeadlineExceeded, ErrRateLimited, SchedulerClosed
 from scheduler.runtime.admission import StoredGrant
 from scheduler.runtime.arguments import check_tenant
 from scheduler.runtime.durable_ticket import DurableTicket, error_of
-from scheduler.runtime.grant import Grant, Turn, current_turn
+from scheduler.runtime.grant import Cover, Grant, Turn, covering
 from scheduler.runtime.job import Prompt, Ticket
 from scheduler.runtime.many import each
 from scheduler.runtime.outage import Outage
@@ -232,15 +231,12 @@ class DurableScheduler(Requesting):
         """
         if getattr(message, "deferred", False):
             return None
-        held = current_turn.get()
-        if held is not None and (held.books is not self.store or held.state is not GRANTED or held.deferred):
-            held = None  # a deferred job has no slot that a call made under it could use
+        held = covering(self.store)
         gate = None if held is None else held.gate or None
         if held is None or held.tenant != message.tenant:
             held, request = None, self._request(message.tenant, "message", gate=gate)
         elif held.free_message:
-            held.free_message = False
-            return None
+            return Cover(held)
         else:
             request = self._next_of(held, gate)
         request = self._unpriced(request, getattr(message, "prompt", ""))

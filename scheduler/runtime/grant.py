@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from scheduler.core.entry import NEW, Entry
+from scheduler.core.entry import ENDED, NEW, RUNNING, Entry
 from scheduler.core.policy import Policy
-from scheduler.core.quota import NS, ONE, Cost, Usage, amount, instance
+from scheduler.core.quota import NOTHING, NS, ONE, Cost, Usage, amount, instance
 from scheduler.core.signals import Signal
 from scheduler.errors import SchedulerClosed
 
@@ -25,6 +25,17 @@ current_turn: ContextVar[Turn | None] = ContextVar("current_turn", default=None)
 
 It may stay behind when the work is over: whoever looks must see that it is still running.
 """
+
+
+def covering(books: object) -> Turn | None:
+    """The innermost turn under which this context runs that is charged there and still runs.
+
+    A deferred job covers nothing: it has no slot that a call made under it could use.
+    """
+    turn = current_turn.get()
+    while turn is not None and (turn.state is not RUNNING or turn.deferred or turn.books is not books):
+        turn = turn.outer
+    return turn
 
 
 class Turn(Entry):
@@ -43,6 +54,9 @@ class Turn(Entry):
     """Input tokens that were counted for an estimate; None if its cost was given or needs none."""
     free_message: bool = True
     """Whether it still covers a message that a hook sees."""
+    outer: Turn | None = None
+    """The turn under which its work began, if that was running; forgotten when the work is over, so that
+    jobs which enqueue one another do not keep each other for ever."""
 
     def __init__(self, scheduler: Scheduler, tenant: str, gate: str, policy: Policy, cost: Cost) -> None:
         # What Entry.__init__ does, said again: this is made once a call, and the extra frame shows.
@@ -134,6 +148,57 @@ class Grant(Turn):
     ) -> None:
         if not self.scheduler.engine.finish(self):
             self.scheduler.settle_grant(self, None)
+
+
+class Cover(Grant):
+    """A message that a running turn has paid for: what its call tells, and uses, is that turn's.
+
+    Settling it ends the message, and not the turn. One that used nothing leaves the turn another message to
+    cover.
+    """
+
+    __slots__ = ("turn",)
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(turn.scheduler, turn.tenant, turn.gate, turn.policy, turn.cost)
+        self.turn = turn
+        self.state = RUNNING
+        self.arrival = self.promised = self.slot = turn.slot
+        turn.free_message = False
+
+    @property
+    def books(self) -> object:
+        """The turn: no bucket is charged for the message itself."""
+        return self.turn
+
+    def hear(self, signal: Signal) -> None:
+        """See `Turn.hear`."""
+        self.turn.hear(signal)
+
+    def grow(self, output_tokens: int) -> None:
+        """See `Turn.grow`."""
+        self.turn.grow(output_tokens)
+
+    def ensure_open(self) -> None:
+        """See `Turn.ensure_open`."""
+        self.turn.ensure_open()
+
+    def settle(self, usage: Usage | None = None) -> None:
+        """End the message: `usage` is added to that of the turn. A second call does nothing."""
+        if usage is not None:
+            instance("usage", usage, Usage)
+        if self.state is not RUNNING:
+            return
+        self.state = ENDED
+        if usage == NOTHING:
+            self.turn.free_message = True
+        elif usage is not None:
+            had = self.turn.usage or NOTHING
+            self.turn.usage = Usage(
+                had.requests + usage.requests,
+                had.input_tokens + usage.input_tokens,
+                had.output_tokens + usage.output_tokens,
+            )
 
 
 def kind_of(error: BaseException) -> str:

@@ -189,7 +189,9 @@ class Jobs(Runs):
                 raise
             self.resumed(job)
         while True:
-            token = current_turn.set(job)
+            outer = current_turn.set(job).old_value
+            if isinstance(outer, Turn) and outer.state is RUNNING and outer is not job:
+                job.outer = outer
             try:
                 if waited:
                     self._still_wanted(job)
@@ -220,10 +222,10 @@ class Jobs(Runs):
                     self.settle_grant(job, job.usage)
                 return result
             finally:
-                outer = token.old_value
-                if isinstance(outer, Turn) and outer.state is RUNNING:
+                if job.outer is not None:
                     # Not `reset`, which a coroutine that is closed from elsewhere may not do.
-                    current_turn.set(outer)
+                    current_turn.set(job.outer)
+                    job.outer = None
                 if self.closed:
                     self.changed()
 

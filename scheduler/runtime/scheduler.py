@@ -17,7 +17,7 @@ from scheduler.runtime.asking import Quotas
 from scheduler.runtime.clock import Clock, MonotonicClock
 from scheduler.runtime.enqueuing import Enqueuing, no_store
 from scheduler.runtime.estimates import Estimates
-from scheduler.runtime.grant import Grant, current_turn
+from scheduler.runtime.grant import Cover, Grant, covering
 from scheduler.runtime.job import Handler, Job, Prompt, Ticket
 from scheduler.runtime.values import Quote
 
@@ -202,21 +202,20 @@ class Scheduler(Enqueuing):
     async def on_before_message(self, message: HasTenant) -> Grant | None:
         """A before-hook for an agent: waits for the message's turn, or raises, by the tenant's policy.
 
-        Returns a `Grant` that the agent must settle once, or None for the first message of a job that came
-        through `submit` or `enqueue` and has paid already. Later messages of such a run take permits by the
-        run's key, reuse its slot, and wait even under a strict policy, since tools have acted by then. A
-        message that is `deferred` takes no permits: it goes upstream in a batch, which no gate counts.
+        Returns a `Grant` that the agent must settle once. The first message of a job that came through
+        `submit` or `enqueue`, or of a request under the middleware, has been paid with that: its grant takes
+        no permit, and passes on to the job or request what the call used and how the upstream took it. Later
+        messages of such a run take permits by the run's key, reuse its slot, and wait even under a strict
+        policy, since tools have acted by then. A message that is `deferred` takes no permits, and gets None:
+        it goes upstream in a batch, which no gate counts.
         """
         if getattr(message, "deferred", False):
             return None
-        held = current_turn.get()
-        if held is not None and (held.scheduler is not self or held.state is not RUNNING or held.deferred):
-            held = None  # a deferred job has no slot that a call made under it could use
+        held = covering(self)
         grant = self._ask(Grant, message.tenant, None, None, None if held is None else held.gate)
         if held is not None and held.tenant == message.tenant:
             if held.free_message:
-                held.free_message = False
-                return None
+                return Cover(held)
             grant.holder, grant.plain = held, False
             if grant.policy.max_wait == 0:
                 grant.policy = Policy()

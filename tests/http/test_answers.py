@@ -1,6 +1,7 @@
 """Status, headers and body of every error."""
 
 import json
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from scheduler import (
 from scheduler.core.policy import Reason
 from scheduler.http import answer
 from scheduler.http.answers import CODES
+from scheduler.upstreams.claude import Kind
 
 ROWS = [
     (ErrRateLimited("acme", "strict", 0.5), 429, "rate_limit_error", "tenant_rate_limited", "1"),
@@ -36,7 +38,26 @@ ROWS = [
         "upstream_overloaded",
         "4",
     ),
+    (UpstreamError("overloaded", 200), 529, "overloaded_error", "upstream_overloaded", None),
+    (UpstreamError("spend_limit", 400), 429, "rate_limit_error", "upstream_spend_limit", None),
+    (UpstreamError("refused", 429), 429, "rate_limit_error", "upstream_spend_limit", None),
+    (UpstreamError("refused", 500), 502, "api_error", "upstream_failed", None),
+    (UpstreamError("bad_request", 400), 400, "invalid_request_error", "upstream_bad_request", None),
+    (UpstreamError("too_large", 413), 413, "request_too_large", "upstream_too_large", None),
+    (UpstreamError("authentication", 401), 502, "api_error", "upstream_failed", None),
+    (JobFailed("acme", "too_large", 1), 413, "request_too_large", "upstream_too_large", None),
+    (JobFailed("acme", "a kind of the handler's own", 1), 502, "api_error", "upstream_failed", None),
 ]
+
+IN_VAIN = {
+    Kind.SPEND_LIMIT,
+    Kind.REFUSED,
+    Kind.BAD_REQUEST,
+    Kind.AUTHENTICATION,
+    Kind.PERMISSION,
+    Kind.NOT_FOUND,
+    Kind.TOO_LARGE,
+}
 
 
 @pytest.mark.parametrize(("error", "status", "kind", "code", "after"), ROWS)
@@ -84,6 +105,34 @@ def test_sdks_are_asked_not_to_repeat_what_they_would_repeat_in_vain(
 ) -> None:
     found = answer(ErrRateLimited("acme", "max_wait", wait), **options)
     assert found.headers.get("x-should-retry") == said
+
+
+REPEATED = (408, 409, 429)
+"""What SDKs repeat, besides all statuses from 500 on."""
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_sdks_repeat_a_failure_of_the_upstream_only_if_that_can_help(kind: Kind) -> None:
+    """A repeat of what the upstream will refuse again is asked for neither by status nor by silence."""
+    for error in (UpstreamError(kind), JobFailed("acme", kind, 1)):
+        found = answer(error)
+        repeats = found.status in REPEATED or found.status >= 500
+        assert (repeats and "x-should-retry" not in found.headers) == (kind not in IN_VAIN)
+
+
+@pytest.mark.parametrize(("wait", "said"), [(60.0, None), (1800.0, "false")])
+def test_an_upstream_that_names_a_time_beyond_the_cap(wait: float, said: str | None) -> None:
+    found = answer(UpstreamError("rate_limited", 429, retry_after=wait))
+    assert (found.status, found.headers["Retry-After"]) == (529, "60")
+    assert found.headers.get("x-should-retry") == said
+    assert json.loads(found.body)["error"]["details"]["retry_after_seconds"] == wait
+
+
+def test_a_spending_limit_of_the_upstream_says_nothing_of_the_tenant_s() -> None:
+    levels = {"requests": (5, Fraction(2), Fraction(4))}
+    found = answer(UpstreamError("spend_limit", 429), levels, problem_json=True)
+    assert "RateLimit" not in found.headers
+    assert json.loads(found.body)["type"] == "about:blank"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from scheduler import Quota, Rate, Scheduler
@@ -41,6 +44,28 @@ async def test_who_hangs_up_in_line_leaves_it_at_once_and_the_next_moves_up() ->
         assert desk.came == ["/first", "/third"]
         clock.move(1)
         assert scheduler.levels("acme")["requests"][2] == 1, "the permit was not used"
+
+
+async def test_middlewares_outside_see_a_response_to_who_hung_up() -> None:
+    """One that cannot do without takes its absence for a fault of the app."""
+    statuses: list[int] = []
+
+    class Outside(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+            response = await call_next(request)
+            statuses.append(response.status_code)
+            return response
+
+    clock, desk = StillClock(), Desk()
+    async with Scheduler(quotas=Quota(Rate(1)), clock=clock) as scheduler:
+        stack = Outside(WaitlineMiddleware(desk, scheduler=scheduler, tenant=tenant_of))
+        async with serve(stack) as port, connect_many(port, 2) as clients:
+            assert (await clients[0].ask()).status == 200
+            clients[1].send()
+            await until(lambda: scheduler.engine.waiting == 1)
+            clients[1].leave()
+            await until(lambda: statuses == [200, 499])
+    assert desk.came == ["/"]
 
 
 async def test_all_hang_up_and_nothing_is_left() -> None:
@@ -162,7 +187,7 @@ async def test_gone_in_the_instant_of_the_grant_gives_the_permit_back() -> None:
         await task
         assert scheduler.levels("acme")["requests"][2] == 1
     assert desk.came == []
-    assert wire.sent == []
+    assert [message.get("status") for message in wire.sent] == [499, None], "for middlewares outside"
 
 
 async def test_gone_just_before_the_grant() -> None:

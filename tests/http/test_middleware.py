@@ -9,9 +9,10 @@ import http_sf
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from scheduler import Cost, ErrRateLimited, Policy, Quota, Rate, Scheduler, Usage
+from scheduler import Cost, ErrRateLimited, Grant, Policy, Quota, Rate, Scheduler, Usage
 from scheduler.http import WaitlineMiddleware
 from scheduler.http.middleware import patience
+from scheduler.runtime.grant import Cover
 from tests.http.serving import Client, Desk, StillClock, connect, connect_many, serve, tenant_of, until
 
 TWO_PER_SECOND = Quota(Rate(2, burst=5))
@@ -279,9 +280,36 @@ async def test_an_agents_first_message_is_paid_by_the_request() -> None:
 
     async with running(app) as (client, scheduler, _):
         assert (await client.ask()).status == 200
-        assert grants == [None]
+        assert [type(grant) for grant in grants] == [Cover]
         assert scheduler.levels("acme")["requests"][2] == 3
-        assert await scheduler.on_before_message(Message()) is not None
+        assert type(await scheduler.on_before_message(Message())) is Grant
+
+
+async def test_what_its_limits_cannot_be_found_out_of_is_sent_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Served or refused: they only adorn a response that is there."""
+
+    async def broken(tenant: str) -> Any:
+        raise RuntimeError("no levels")
+
+    async with running(Desk(), Quota(Rate(1)), Policy.strict()) as (client, scheduler, _):
+        monkeypatch.setattr(scheduler, "current_levels", broken)
+        replies = [await client.ask(), await client.ask()]
+    assert [reply.status for reply in replies] == [200, 429]
+    assert all("ratelimit" not in reply.headers for reply in replies)
+
+
+async def test_no_quote_is_needed_to_send_what_is_left() -> None:
+    """The quota was lowered meanwhile, below what the request costs: no other one will ever fit."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await scheduler.set_quota("acme", Quota(Rate(1, burst=2)))
+        await Desk()(scope, receive, send)
+
+    async with running(app, Quota(Rate(1, burst=5)), cost=lambda scope: Cost(5)) as (client, scheduler, _):
+        reply = await client.ask()
+    assert (reply.status, reply.headers["x-ratelimit-remaining"]) == (200, "0")
 
 
 async def test_no_tenant_is_refused_or_passed() -> None:
@@ -394,6 +422,8 @@ async def test_patience_that_ends_in_line_is_a_refusal_with_a_time() -> None:
         ({"x-stainless-timeout": "1e300"}, None),
         ({"x-stainless-timeout": "-1"}, None),
         ({"x-stainless-timeout": "0"}, None),
+        ({"x-stainless-timeout": "5e-324"}, None),
+        ({"x-stainless-timeout": "0.001"}, 0.0005),
     ],
 )
 def test_patience_is_read_from_what_sdks_send(headers: dict[str, str], seconds: float | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from scheduler import Cost, ErrRateLimited, Grant, Job, Policy, Quota, Rate, Rung, Scheduler, Usage
-from scheduler.runtime.grant import Turn, current_turn
+from scheduler.runtime.grant import Cover, Turn, current_turn
 from scheduler.testing.virtual import VirtualClock
 from tests.runtime.harness import KNOWN, Notes, assert_idle, level, make, now, outcomes, spawn, virtual
 
@@ -108,7 +110,7 @@ async def test_the_first_message_of_a_job_is_free_and_later_ones_pay() -> None:
     times: list[float] = []
 
     async def handler(job: Job) -> None:
-        assert await ask(scheduler) is None
+        assert isinstance(await ask(scheduler), Cover)
         times.append(now())
         for _ in range(2):
             grant = await ask(scheduler)
@@ -153,23 +155,20 @@ async def test_another_tenant_s_message_inside_a_job_pays_for_itself() -> None:
 
     async with make(handler) as scheduler:
         await scheduler.submit("acme", "x")
-        assert [grant is None for grant in grants] == [False, True, False]
+        assert [isinstance(grant, Cover) for grant in grants] == [False, True, False]
         assert level(scheduler, "bolt") == 3.0
         for grant in grants:
-            if grant is not None:
-                grant.settle()
+            grant.settle()
         assert_idle(scheduler)
 
 
 @virtual
 async def test_two_schedulers_one_inside_the_other() -> None:
-    """A job of one gives nothing free at another, whose gates may have other names."""
+    """A job of one covers nothing at another, whose gates may have other names; one around it does."""
 
     async def inner_work(job: Job) -> str:
-        assert await ask(inner) is None
-        grant = await ask(outer, "acme")  # here the innermost job is the other scheduler's
-        assert grant is not None
-        grant.settle()
+        assert isinstance(await ask(inner), Cover)
+        assert isinstance(await ask(outer), Cover)
         return "inner"
 
     async def outer_work(job: Job) -> Any:
@@ -178,7 +177,9 @@ async def test_two_schedulers_one_inside_the_other() -> None:
         grant.settle()
         result = await inner.submit("acme", "x")
         assert current_turn.get() is job
-        assert await ask(outer) is None
+        grant = await ask(outer)
+        assert type(grant) is Grant
+        grant.settle()
         return result
 
     outer, inner = make(outer_work, gates={"haiku": Quota()}), make(inner_work, gates={"opus": Quota()})
@@ -188,6 +189,45 @@ async def test_two_schedulers_one_inside_the_other() -> None:
         assert (level(outer), level(inner)) == (3.0, 3.0)
     assert_idle(outer)
     assert_idle(inner)
+
+
+@virtual
+async def test_jobs_that_enqueue_one_another_do_not_keep_each_other() -> None:
+    """Each begins under the one that enqueued it, which is forgotten when it is over."""
+    jobs: list[weakref.ref[Job]] = []
+
+    async def handler(job: Job) -> None:
+        jobs.append(weakref.ref(job))
+        if len(jobs) < 50:
+            await scheduler.enqueue("acme", "x")
+            await asyncio.sleep(2)  # the next one begins in the meantime
+        else:
+            await asyncio.sleep(10)
+            gc.collect()
+            alive.set_result(len([job for job in jobs if job() is not None]))
+
+    alive: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with make(handler, Quota(Rate(1))) as scheduler:
+        await scheduler.enqueue("acme", "x")
+        assert await alive < 5
+
+
+@virtual
+async def test_a_handler_s_own_call_of_an_agent_is_charged_to_the_job() -> None:
+    """What settles the covered message is added to the usage of the job, once, and the job goes on."""
+
+    async def handler(job: Job) -> None:
+        grant = await ask(scheduler)
+        assert grant is not None
+        grant.settle(Usage(1, 0, 0))
+        grant.settle(Usage(1, 7, 0))
+        assert job.usage == Usage(1, 0, 0)
+        assert (await scheduler.statistics()).running == 1
+
+    async with make(handler, Quota(Rate(1, per=1000, burst=9))) as scheduler:
+        await scheduler.submit("acme", "x", cost=Cost(5))
+        assert level(scheduler) == 8.0
+    assert_idle(scheduler)
 
 
 @virtual
@@ -221,7 +261,7 @@ async def test_messages_at_the_same_time_in_one_job() -> None:
         await asyncio.sleep(0.5)
         tasks[1].cancel()
         results = await outcomes(*tasks)
-        assert results[0] is None
+        assert isinstance(results[0], Cover)
         assert isinstance(results[1], asyncio.CancelledError)
         results[2].settle()
 

@@ -25,9 +25,12 @@ from scheduler import (
 )
 from scheduler.core.quota import Cost
 from scheduler.http import WaitlineMiddleware
+from scheduler.runtime.grant import Cover
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.returning import Returning
 from scheduler.worker import Worker
+from tests.agent.claudes import in_memory
+from tests.http.test_agents import Route, around, get
 from tests.stores.callers import FAST_SLOT, PATIENT, rows, until, web
 from tests.stores.working import working
 
@@ -230,7 +233,7 @@ async def test_the_hook_waits_outside_a_job_and_the_first_message_of_one_is_free
             group.create_task(worker.run())
             await scheduler.submit("acme", "x")
             worker.stop()
-        assert asked == [None]
+        assert [type(grant) for grant in asked] == [Cover]
         assert await level(scheduler) == pytest.approx(1, abs=0.01)
 
 
@@ -238,7 +241,7 @@ async def test_the_middleware_serves_waits_and_refuses_over_a_store(dsn: str) ->
     """Requests with one permit: the first is served with the levels of the store, a strict one is refused."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert await scheduler.on_before_message(SimpleNamespace(tenant="acme")) is None
+        assert isinstance(await scheduler.on_before_message(SimpleNamespace(tenant="acme")), Cover)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -266,6 +269,52 @@ async def test_the_middleware_serves_waits_and_refuses_over_a_store(dsn: str) ->
         assert status == 429
         assert headers[b"retry-after"] == b"60"
         await until(scheduler, waiting=0, running=0)
+
+
+async def test_what_an_agent_s_call_uses_and_tells_is_the_request_s_over_a_store(dsn: str) -> None:
+    """Under the middleware, with the hook: one call is paid as it was used, the other one stops the gate."""
+    hourly = Rate(1, per=3600, burst=1000)
+    quota, gate = Quota(hourly, input_tokens=hourly, output_tokens=hourly), Quota(hourly)
+    refusal = (429, {"retry-after": "300"})
+    store = PostgresStore(dsn)
+    async with (
+        in_memory(["Hello."], refusal) as (claude, agent),
+        Scheduler(store=store, quotas=quota, gates={"m": gate}, policy=Policy.strict()) as scheduler,
+    ):
+        agent.on_before_message(scheduler.on_before_message)
+        app = around(Route(agent), scheduler, gate="m", cost=lambda _: Cost(1, 300, 300))
+        assert await get(app) == 200
+        await until(scheduler, running=0)
+        found = (await scheduler.statistics("acme")).levels
+        assert found == pytest.approx({"requests": 999, "input_tokens": 990, "output_tokens": 995}, abs=0.1)
+        assert await get(app) == 529
+        await until(scheduler, running=0)
+        while not (await scheduler.statistics()).gates["m"].paused:
+            pass
+        assert await get(app) == 429
+        assert len(claude.arrivals) == 2
+
+
+@pytest.mark.parametrize("error", [None, ErrRateLimited("acme", "strict", 1.0)])
+async def test_a_response_that_is_there_does_not_wait_for_its_limits(
+    dsn: str, error: Exception | None
+) -> None:
+    """A database that is slow costs it the headers that say what is left, and no more."""
+    side = await asyncpg.connect(dsn)
+    async with web(dsn, HOUR) as scheduler:
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await side.execute("begin; lock table waitline.tenant in access exclusive mode")
+            if error is not None:
+                raise error
+            await Route.answer(send)
+
+        async with asyncio.timeout(5):
+            assert await get(around(app, scheduler)) == (200 if error is None else 429)
+        await side.execute("rollback")
+        await until(scheduler, running=0)
+        assert await level(scheduler) == pytest.approx(1, abs=0.01)
+    await side.close()
 
 
 async def test_a_caller_is_granted_among_many_tenants_that_wait_for_a_worker(dsn: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from scheduler import ErrRateLimited, Grant, Job, Policy, Quota, Rate, Retry, Scheduler, Usage
 from scheduler.http import WaitlineMiddleware
+from scheduler.runtime.grant import Cover
 from scheduler.stores.postgres import PostgresStore
 from scheduler.worker import Worker
 from tests.agent.claudes import connected, tool
@@ -46,17 +47,20 @@ async def runs(
                 worker.stop()
 
 
-async def ask(scheduler: Scheduler) -> Grant | None:
-    return await scheduler.on_before_message(MESSAGE)
+async def ask(scheduler: Scheduler) -> Grant:
+    grant = await scheduler.on_before_message(MESSAGE)
+    assert grant is not None
+    return grant
 
 
 async def messages(scheduler: Scheduler, count: int) -> list[int]:
     """So many messages of one run, one after the other; the slots of those that were not free."""
     slots = []
     for _ in range(count):
-        if (grant := await ask(scheduler)) is not None:
+        grant = await ask(scheduler)
+        if not isinstance(grant, Cover):
             slots.append(grant.slot)
-            grant.settle()
+        grant.settle()
     return slots
 
 
@@ -70,7 +74,7 @@ async def test_the_first_message_is_free_and_later_ones_pay_and_wait(dsn: str, p
     found: list[int] = []
 
     async def work(scheduler: Scheduler, job: Job) -> None:
-        assert await ask(scheduler) is None
+        assert isinstance(await ask(scheduler), Cover)
         found.extend([job.slot, *await messages(scheduler, 3)])
 
     async with runs(dsn, work, ONE_SLOT, policy) as scheduler:
@@ -93,9 +97,9 @@ async def test_they_go_before_jobs_that_came_later_however_many_slots_there_are(
             await ready.wait()
             for number in range(4):
                 grant = await ask(scheduler)
-                if grant is not None:
+                if not isinstance(grant, Cover):
                     order.append(f"a{number}")
-                    grant.settle()
+                grant.settle()
 
     async with runs(dsn, work, Quota(Rate(4, burst=1))) as scheduler:
         calls = [asyncio.create_task(scheduler.submit("acme", "a"))]
@@ -144,7 +148,7 @@ async def test_a_process_does_not_claim_again_and_again_for_what_is_not_its_to_t
         if job.prompt == "first" and job.attempt == job.tries:
             raise Retry(after=0.01, refused=True)
         if job.prompt == "second":
-            assert await ask(scheduler) is None
+            assert isinstance(await ask(scheduler), Cover)
             message = asyncio.create_task(ask(scheduler))
             await until(scheduler, waiting=2)
             home = scheduler.store.home  # type: ignore[attr-defined]
@@ -198,7 +202,7 @@ async def test_messages_at_the_same_time_are_settled_given_back_or_cancelled(dsn
     """Usage of a message replaces its permit, and the slot stays with its run until that ends."""
 
     async def work(scheduler: Scheduler, job: Job) -> None:
-        assert await ask(scheduler) is None
+        assert isinstance(await ask(scheduler), Cover)
         tasks = [asyncio.create_task(ask(scheduler)) for _ in range(3)]
         grant = await tasks[0]
         await until(scheduler, waiting=2, running=1)
@@ -222,7 +226,7 @@ async def test_what_outlives_its_run_takes_turns_of_its_own(dsn: str) -> None:
     """Also where only the database knows that the run is over, or somebody else's."""
 
     async def work(scheduler: Scheduler, job: Job) -> None:
-        assert await ask(scheduler) is None
+        assert isinstance(await ask(scheduler), Cover)
         await rows(dsn, f"update waitline.job set tries = 7 where id = {job.id} returning id")
         grant = await ask(scheduler)
         assert grant is not None
@@ -254,7 +258,7 @@ async def test_a_request_under_the_middleware_continues_as_a_job_does(dsn: str) 
     """Its later messages use its slot: with a single one they would wait for themselves."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert await ask(scheduler) is None
+        assert isinstance(await ask(scheduler), Cover)
         assert len(await messages(scheduler, 3)) == 3
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})

@@ -15,7 +15,7 @@ import pytest
 from scheduler import Cost, ErrRateLimited, Outage, Policy, Quota, Rate, Scheduler, Usage
 from scheduler.core.entry import RUNNING
 from scheduler.core.signals import What
-from scheduler.runtime.grant import current_turn
+from scheduler.runtime.grant import Cover, current_turn
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.postgres.connections import Connections
 from scheduler.stores.postgres.returning import Returning
@@ -241,7 +241,7 @@ async def test_later_messages_of_a_run_go_in_its_slot(mortal: Mortal) -> None:
         await fall(scheduler, ears, mortal)
         async with scheduler.admit("acme") as grant:
             token = current_turn.set(grant)
-            assert await scheduler.on_before_message(message) is None
+            assert isinstance(await scheduler.on_before_message(message), Cover)
             later = await scheduler.on_before_message(message)
             assert later is not None
             later.settle()
