@@ -114,7 +114,7 @@ def run_file(
     file
         The prompts, one JSON object a line. The file may be larger than memory.
     out
-        Where replies go: FILE with the ending .replies.jsonl unless told otherwise.
+        Where replies go: FILE.replies.jsonl unless told otherwise.
     rate
         Prompts per second for each tenant.
     burst
@@ -146,7 +146,7 @@ def run_file(
     from scheduler.cli.wiring import Upstream
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
-    out = out or file.with_suffix(".replies.jsonl")
+    out = out or Path(f"{file}.replies.jsonl")
     options = Options(file, out, rate, burst, strict, max_running, timeout, worker, lease)
     options.check()
     with _database(durable, worker, data) as dsn:

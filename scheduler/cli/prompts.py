@@ -133,7 +133,7 @@ class Errand:
             await self._memory.acquire(turn.held)
             try:
                 await self._join(turn)
-            except (SchedulerError, ValueError, TypeError) as error:
+            except self._lines.failures as error:
                 self._failed(turn, error)
                 await self._forget(turn)
             else:
@@ -188,7 +188,7 @@ class Errand:
             return
         try:
             reply = await turn.ticket.result()
-        except (SchedulerError, TypeError) as error:  # TypeError: a result that only its own worker can read
+        except self._lines.failures as error:
             if not self.stopping or getattr(error, "kind", "") != "cancelled":
                 self._failed(turn, error)
         else:
@@ -221,8 +221,12 @@ class Errand:
 
     def _failed(self, turn: Turn, error: Exception) -> None:
         line = turn.line
-        # The texts of these errors hold ids, sizes and times, and no prompt.
-        record: dict[str, object] = {"type": type(error).__name__, "message": str(error)}
+        kind = type(error).__name__
+        # The texts of our own errors hold ids, sizes and times. Those of a handler's may hold a prompt.
+        told = (self._lines.shared or turn.ticket is None) and type(error) in {TypeError, ValueError}
+        ours = told or isinstance(error, SchedulerError)
+        message = str(error) if ours else f"tenant {line.tenant!r}: failed with {kind}"
+        record: dict[str, object] = {"type": kind, "message": message}
         retry_after = getattr(error, "retry_after", None)
         if retry_after is not None:
             record["retry_after_s"] = retry_after
