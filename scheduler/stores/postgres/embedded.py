@@ -91,6 +91,7 @@ class Embedded:
             raise EmbeddedError(
                 f"{self.folder}: in a DSN a comma begins another host, choose a path without it"
             )
+        self._spare_others()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._door():
             used = self._used or (self.folder / "users.lock").open("a")
@@ -125,6 +126,14 @@ class Embedded:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _spare_others(self) -> None:
+        """Refuse a folder that has something of these names which is none of ours, before it is touched."""
+        fresh = self.folder / "data.new"  # ours has no version yet where its maker was killed at once
+        found = (self.data,) if (self.folder / "door.lock").exists() else (self.data, fresh)
+        for data in found:
+            if data.exists() and not (data / "PG_VERSION").exists():
+                raise EmbeddedError(f"{data}: is there, and is not of PostgreSQL: choose another folder")
 
     @contextmanager
     def _door(self) -> Iterator[None]:
