@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
-from rich.console import Console
 
+from scheduler.cli.printing import say
 from scheduler.cli.usage import DEFAULT_MODEL, UsageError
 from scheduler.errors import SchedulerError
 
@@ -34,15 +34,14 @@ app = App(
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status."""
-    complain = Console(stderr=True, highlight=False)
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        complain.print(f"waitline: {error}", style="red", markup=False)
-        complain.print("Try: waitline --help", markup=False)
+        say(f"waitline: {error}", errors=True, style="red")
+        say("Try: waitline --help", errors=True)
         return 2
     except (UsageError, SchedulerError, OSError) as error:
-        complain.print(f"waitline: {error}", style="red", markup=False, soft_wrap=True)
+        say(f"waitline: {error}", errors=True, style="red")
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -185,10 +184,8 @@ def upstream(*, port: int = 8700, seed: int = 0, config: Path | None = None) -> 
         raise UsageError(f"--config: {error}") from None
 
     def ready(base_url: str) -> None:
-        Console(highlight=False).print(f"A simulated Claude listens on {base_url}", soft_wrap=True)
-        Console(highlight=False).print(
-            f"Point a client at it: ANTHROPIC_BASE_URL={base_url} ANTHROPIC_API_KEY=anything", soft_wrap=True
-        )
+        say(f"A simulated Claude listens on {base_url}")
+        say(f"Point a client at it: ANTHROPIC_BASE_URL={base_url} ANTHROPIC_API_KEY=anything")
         sys.stdout.flush()
 
     async def forever() -> int:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from rich.console import Console
-from rich.table import Table
 
 from scheduler import Quota, Rate, Scheduler
+from scheduler.cli.printing import console, listing, printable, say
 from scheduler.cli.usage import UsageError
 from scheduler.core.quota import NS
 from scheduler.stores.postgres import PostgresStore
@@ -53,9 +52,7 @@ def database(folder: Path | None) -> Iterator[str]:
     from scheduler.stores.postgres.embedded import Embedded
 
     folder = folder or default_folder()
-    Console(stderr=True, highlight=False).print(
-        f"Database: an embedded PostgreSQL in {folder}", soft_wrap=True
-    )
+    say(f"Database: an embedded PostgreSQL in {folder}", errors=True)
     with Embedded(folder) as server:
         yield server.dsn
 
@@ -66,36 +63,32 @@ async def work(
     """Run jobs until SIGTERM or Ctrl-C: the first finishes what runs, the second gives it back."""
     from agent.postgres import PostgresSessions
 
-    console = Console(stderr=True, highlight=False)
     try:
         store = PostgresStore(dsn, lease=lease, keep_sessions=keep_sessions)
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('_', '-', 1)}") from None
     async with upstream.agent(sessions=PostgresSessions(store)) as (agent, _):
         worker = Worker(agent.handle, store, concurrency=concurrency)
-        console.print(f"Worker {worker.name} runs up to {concurrency} jobs at once", soft_wrap=True)
+        say(f"Worker {worker.name} runs up to {concurrency} jobs at once", errors=True)
         await worker.run()
-    console.print(f"Worker {worker.name} has ended: {worker.done} tries recorded", soft_wrap=True)
+    say(f"Worker {worker.name} has ended: {worker.done} tries recorded", errors=True)
     return 0
 
 
 async def submit(dsn: str, tenant: str, prompt: str, quota: Quota, settings: dict[str, Any]) -> int:
     """Commit a prompt, and print its reply unless nobody waits for it."""
-    console, wait = Console(highlight=False), settings.pop("wait")
+    wait = settings.pop("wait")
     async with Scheduler(store=PostgresStore(dsn), quotas=quota) as scheduler:
         try:
             ticket = await scheduler.enqueue(tenant, prompt, **settings)
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
-        Console(stderr=True, highlight=False).print(
-            f"Job {ticket.id} of {tenant}: position {ticket.position}, promised in {ticket.wait:.3f} s",
-            soft_wrap=True,
-        )
+        place = f"position {ticket.position}, promised in {ticket.wait:.3f} s"
+        say(f"Job {ticket.id} of {printable(tenant)}: {place}", errors=True)
         if wait:
             from scheduler.cli.wiring import text_of
 
-            result = await ticket.result()
-            console.print(text_of(result), markup=False, soft_wrap=True)
+            say(text_of(await ticket.result()))
     return 0
 
 
@@ -122,17 +115,17 @@ async def list_jobs(dsn: str, tenant: str | None, state: str | None, most: int) 
     number = None if state is None else STATES.index(state)
     async with PostgresStore(dsn, migrate=False) as store:
         found = await store.list_jobs(tenant, number, None, most)
-    table = Table("id", "tenant", "state", "attempts", "waits or waited, s", "why", box=None)
+    table = listing("id", "tenant", "state", "attempts", "waits or waited, s", "why")
     for job in found:
         table.add_row(
             str(job["id"]),
-            job["tenant"],
+            printable(job["tenant"]),
             STATES[job["state"]],
             str(job["attempt"]),
             _waited(job),
-            job["kind"] or "",
+            printable(job["kind"] or ""),
         )
-    Console(highlight=False).print(table if found else "no jobs", markup=False)
+    console().print(table if found else "no jobs")
     return 0
 
 
@@ -147,10 +140,9 @@ async def show_job(dsn: str, job: int) -> int:
         found = await store.list_jobs(None, None, job, 1)
     if not found:
         raise UsageError(f"job: there is none with id {job}")
-    console = Console(highlight=False)
     for name, value in found[0].items():
         if value is not None and name != "now":
-            console.print(f"{name}: {_readable(name, value)}", markup=False, soft_wrap=True)
+            say(f"{name}: {_readable(name, value)}")
     return 0
 
 
@@ -158,7 +150,7 @@ def _readable(name: str, value: Any) -> str:
     """A column as a person reads it: times in UTC, the state by its name."""
     if name in ("arrival", "promised", "slot", "returns", "finished"):
         return datetime.fromtimestamp(value / NS, UTC).isoformat(timespec="milliseconds")
-    return STATES[value] if name == "state" else str(value)
+    return STATES[value] if name == "state" else printable(str(value))
 
 
 async def change_job(dsn: str, job: int, again: bool) -> int:

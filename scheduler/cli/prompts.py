@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-
 from agent import Reply
 from scheduler import Job, SchedulerError, Ticket
 from scheduler.cli.budget import Budget
 from scheduler.cli.lines import Lines, lines_of
 from scheduler.cli.options import Options
+from scheduler.cli.printing import say
 from scheduler.cli.screen import Tally, watch
 from scheduler.cli.spool import Line, Replies, Spool
 from scheduler.cli.wiring import Upstream, text_of
@@ -38,13 +37,12 @@ OVERHEAD = 8 * 1024
 
 async def answer_file(upstream: Upstream, options: Options, dsn: str | None = None) -> int:
     """Run the command, over the database at `dsn` if there is one; returns its exit status."""
-    complain = Console(stderr=True, highlight=False)
     spool = Spool(options.file)
     try:
         tally = Tally()
         for number, why in spool.scan():
             tally.malformed += 1
-            complain.print(f"{options.file}, line {number}: {why}", markup=False, soft_wrap=True)
+            say(f"{options.file}, line {number}: {why}", errors=True)
         replies = Replies(options.out, spool)
         try:
             for number, why in spool.untold():
@@ -59,7 +57,7 @@ async def answer_file(upstream: Upstream, options: Options, dsn: str | None = No
             replies.close()
     finally:
         spool.close()
-    tally.summarise(Console(highlight=False), options.out)
+    tally.summarise(options.out)
     return 130 if errand.stopping else 1 if tally.failed or tally.malformed else 0
 
 

@@ -101,6 +101,20 @@ def test_jobs_are_listed_shown_cancelled_and_tried_again(dsn: str, waitline: Wai
         assert "Traceback" not in ended.stderr
 
 
+def test_odd_names_are_shown_and_not_obeyed(dsn: str, waitline: Waitline) -> None:
+    """Markup of the library that prints, and escapes of the terminal."""
+    for name, shown in (("[/acme]", "[/acme]"), ("\x1b[31mred", r"'\x1b[31mred'"), ("x" * 200, "x" * 200)):
+        ended = waitline("submit", name, "hi", "--no-wait", **{DATABASE: dsn})
+        assert ended.returncode == 0, ended.stderr
+        assert f"of {shown}: position 0" in ended.stderr
+        listed = waitline("jobs", "list", "--tenant", name, **{DATABASE: dsn}).stdout
+        assert shown in listed.split()
+        job = listed.splitlines()[1].split()[0]
+        assert f"tenant: {shown}\n" in waitline("jobs", "show", job, **{DATABASE: dsn}).stdout
+        listed += waitline("quotas", "show", name, **{DATABASE: dsn}).stdout
+        assert "\x1b" not in ended.stderr + listed
+
+
 def test_migrations_are_applied_once(empty_dsn: str, waitline: Waitline) -> None:
     first = waitline("migrate", **{DATABASE: empty_dsn})
     assert "applied 0001_lines.sql" in first.stdout, first.stderr
