@@ -97,6 +97,8 @@ def read(text: str) -> Configuration:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"is no TOML: {error}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     _only("", found, ("version", "default", "tenants", "tiers", "gates"))
     if "version" not in found:
         raise ValueError("version: is missing; it is a whole number that grows with every change")

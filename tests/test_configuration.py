@@ -140,6 +140,7 @@ def test_the_examples_are_read_and_their_ladders_lead_somewhere(path: Path) -> N
         ("[gates.a]\nceiling = 3", "gates.a.ceiling: must be a table, got 3"),
         ("[gates.a]\nmax_wait = 3", "gates.a.max_wait: is not known, only requests, "),
         ("gates = 3", "gates: must be a table, got 3"),
+        ("gates = " + "[" * 50_000, "is nested too deeply"),
         ('[tenants."a\\u0000"]\nmax_wait = 3', "tenants: a name: must be valid Unicode without NUL"),
     ],
 )

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
 from scheduler.cli.printing import say
-from scheduler.cli.usage import DEFAULT_MODEL, UsageError
+from scheduler.cli.usage import DEFAULT_MODEL, UsageError, first_of
 from scheduler.errors import SchedulerError
 
 INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C stopped."""
+"""The exit status of a command that Ctrl-C or SIGTERM stopped."""
 
 Folder = Annotated[Path | None, Parameter(name="--data")]
 """Where the embedded PostgreSQL keeps its data, whatever WAITLINE_DATABASE_URL says."""
+
+Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))]
+"""A port to listen on."""
 
 Most = Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1_000_000))]
 """How many rows a table has at most."""
@@ -40,17 +46,34 @@ def run(arguments: Sequence[str]) -> int:
         say(f"waitline: {error}", errors=True, style="red")
         say("Try: waitline --help", errors=True)
         return 2
-    except (UsageError, SchedulerError, OSError) as error:
-        say(f"waitline: {error}", errors=True, style="red")
-        return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        first = first_of(error)
+        if isinstance(first, BrokenPipeError):
+            # Or what is left is tried again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        if not isinstance(first, (UsageError, SchedulerError, OSError)):
+            raise
+        say(f"waitline: {first}", errors=True, style="red")
+        return 2
     return status if isinstance(status, int) else 0
 
 
 def loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a command's coroutine."""
-    return asyncio.run(main())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)  # whoever listened to it on the loop has set it to its default
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM be what Ctrl-C is: blocks end, and with them what they started."""
+    heard = signal.getsignal(signal.SIGINT)
+    (heard if callable(heard) else signal.default_int_handler)(number, frame)
 
 
 @app.command
@@ -164,7 +187,7 @@ def _database(durable: bool, worker: bool, data: Path | None) -> AbstractContext
 
 
 @app.command
-def upstream(*, port: int = 8700, seed: int = 0, config: Path | None = None) -> int:
+def upstream(*, port: Port = 8700, seed: int = 0, config: Path | None = None) -> int:
     """Run a simulated Claude API on this machine until Ctrl-C, to test applications against.
 
     Parameters

@@ -126,6 +126,8 @@ def cells(prompt: Prompt) -> tuple[str, str, Text]:
         return "", "", Text(f"BLOCKED - wait {round(prompt.refused * 1e3)}ms", style="red")
     promised = "" if prompt.promised is None else f"{prompt.promised:.3f} s"
     measured = "" if prompt.started is None else f"{prompt.started:.3f} s"
+    if prompt.failed is not None:
+        return promised, measured, Text(prompt.state, style="red")
     return promised, measured, Text(prompt.reply or prompt.state, style="" if prompt.reply else "dim", end="")
 
 
@@ -149,9 +151,11 @@ def judge(stage: Stage, console: Console) -> int:
     in_order, kept = stage.in_order(), promise <= ALLOWED * bare
     answered = sum(prompt.reply is not None for prompt in stage.prompts)
     blocked = sum(prompt.refused is not None for prompt in stage.prompts)
+    failed = sum(prompt.failed is not None for prompt in stage.prompts)
     if stage.as_json:
         summary = {
-            "event": "summary", "answered": answered, "refused": blocked, "in_order": in_order,
+            "event": "summary", "answered": answered, "refused": blocked, "failed": failed,
+            "in_order": in_order,
             "promise_error_p50_s": quantile(errors, 0.5), "promise_error_p99_s": promise,
             "bare_timer_p99_s": bare, "quiet_tenant_moved_s": moved, "ok": in_order and kept,
         }  # fmt: skip
@@ -161,6 +165,8 @@ def judge(stage: Stage, console: Console) -> int:
         f"\n[bold]{answered} prompts answered{'' if in_order else ', NOT in order'}, "
         f"{blocked} refused in strict mode.[/bold]"
     )
+    if failed:
+        console.print(f"[red]{failed} prompts failed.[/red]")
     console.print(f"The quiet tenant's starts moved by at most {milliseconds(moved)} beside the noisy one.")
     console.print(
         f"Promised against measured start: p50 {milliseconds(quantile(errors, 0.5))}, "

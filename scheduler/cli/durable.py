@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from scheduler import Quota, Rate, Scheduler
+from scheduler import Quota, Rate, Scheduler, SchedulerError
 from scheduler.cli.printing import console, listing, printable, say
-from scheduler.cli.usage import UsageError
+from scheduler.cli.usage import UsageError, first_of
 from scheduler.core.quota import NS
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.values import STATES
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 DATABASE = "WAITLINE_DATABASE_URL"
 """The variable that names the database."""
+
+TROUBLE = (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, ValueError, OverflowError)
+"""What there is to say of a database; the last two of the port or the host in its address."""
 
 
 def default_folder() -> Path:
@@ -37,24 +40,30 @@ def database(folder: Path | None) -> Iterator[str]:
     """The database that the environment names, or an embedded one in a folder that is printed."""
     dsn = os.environ.get(DATABASE)
     if dsn and folder is None:
-        try:
+        with told_of(DATABASE):
             yield dsn
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, BaseExceptionGroup) as error:
-            first = error
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            if not isinstance(first, (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError)):
-                raise
-            # Of a server's error the first argument is the message alone: what else there is may hold a row.
-            said = first if isinstance(first, OSError) or not first.args else first.args[0]
-            raise UsageError(f"{DATABASE}: {said or type(first).__name__}") from None
         return
     from scheduler.stores.postgres.embedded import Embedded
 
     folder = folder or default_folder()
     say(f"Database: an embedded PostgreSQL in {folder}", errors=True)
-    with Embedded(folder) as server:
+    with Embedded(folder) as server, told_of(str(folder)):
         yield server.dsn
+
+
+@contextmanager
+def told_of(place: str) -> Iterator[None]:
+    """Have what a database refuses, and an address that is none, told in a line."""
+    try:
+        yield
+    except Exception as error:
+        first = first_of(error)
+        if not isinstance(first, TROUBLE) or isinstance(first, (SchedulerError, BrokenPipeError)):
+            raise
+        # Of a server's error the first argument is the message alone: what else there is may hold a row.
+        said = first if isinstance(first, OSError) or not first.args else first.args[0]
+        advice = ": `waitline migrate` makes it" if isinstance(first, asyncpg.InvalidSchemaNameError) else ""
+        raise UsageError(f"{place}: {said or type(first).__name__}{advice}") from None
 
 
 async def work(
@@ -82,7 +91,8 @@ async def submit(dsn: str, tenant: str, prompt: str, quota: Quota, settings: dic
         try:
             ticket = await scheduler.enqueue(tenant, prompt, **settings)
         except (TypeError, ValueError) as error:
-            raise UsageError(str(error)) from None
+            option = "--" if str(error).partition(":")[0] in settings else ""
+            raise UsageError(f"{option}{error}") from None
         place = f"position {ticket.position}, promised in {ticket.wait:.3f} s"
         say(f"Job {ticket.id} of {printable(tenant)}: {place}", errors=True)
         if wait:
