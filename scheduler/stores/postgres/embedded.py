@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from time import sleep  # noqa: TID251 - a server is started before there is a loop, or in a thread
@@ -98,11 +98,12 @@ class Embedded:
             try:
                 fcntl.flock(used, fcntl.LOCK_SH)
                 self._ensure_running()
+                self._used = used
             except BaseException:
                 self._used = None
-                used.close()
+                with used, suppress(EmbeddedError, OSError):  # it may have been told to start already
+                    self._leave(used)
                 raise
-            self._used = used
 
     def stop(self) -> None:
         """Give the server up. It stops if nobody else uses it; connections that are still open are cut."""
@@ -110,13 +111,17 @@ class Embedded:
             return
         with self._door(), self._used as used:
             self._used = None
-            try:
-                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            stopped = self._call("pg_ctl", "stop", "-D", self.data, "-m", "fast", "-w", "-t", RECOVERY)
-            if stopped.returncode != 0 and self._answers():
-                raise EmbeddedError(f"PostgreSQL does not stop: {self.log} may say why")
+            self._leave(used)
+
+    def _leave(self, used: IO[str]) -> None:
+        """Stop the server if nobody else uses it."""
+        try:
+            fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        stopped = self._call("pg_ctl", "stop", "-D", self.data, "-m", "fast", "-w", "-t", RECOVERY)
+        if stopped.returncode != 0 and self._answers():
+            raise EmbeddedError(f"PostgreSQL does not stop: {self.log} may say why")
 
     def __enter__(self) -> Self:
         self.start()
