@@ -19,13 +19,14 @@
     concurrency = 64
     ceiling = { requests = { permits = 5000, per = 60 } }
 
-What a tenant says itself goes before what its tier says.
+What a tenant says itself goes before what its tier says. If neither says anything of a quota, the tenant has
+that of `default`, and so it is with the policy.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -66,12 +67,7 @@ class Configuration:
             raise TypeError(f"version: must be a whole number, got {self.version!r}")
         if not 0 < self.version < WORD:
             raise ValueError(f"version: must be at least 1 and below {WORD}, got {self.version!r}")
-        for name in self.tenants:
-            if not 0 < len(name) <= MAX_NAME:
-                raise ValueError(
-                    f"tenants: a name must have 1 to {MAX_NAME} characters and no NUL, got {name[:40]!r}"
-                )
-            plain_text("tenants: a name", name)
+        _check_names([*self.tenants, *self.policies])
 
     def quota(self, tenant: str) -> Quota:
         """A tenant's quota: ``Scheduler(quotas=configuration.quota)``. No limits, if nothing is said."""
@@ -101,6 +97,8 @@ def read(text: str) -> Configuration:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"is no TOML: {error}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     _only("", found, ("version", "default", "tenants", "tiers", "gates"))
     if "version" not in found:
         raise ValueError("version: is missing; it is a whole number that grows with every change")
@@ -114,13 +112,14 @@ def read(text: str) -> Configuration:
         name: _read_tenant(f"tenants.{name}", value, tiers)
         for name, value in _table("tenants", found.get("tenants", {})).items()
     }
+    _check_names(tenants)
     gates = {
         name: _gate(f"gates.{name}", value) for name, value in _table("gates", found.get("gates", {})).items()
     }
     try:
         return Configuration(
             found["version"],
-            {name: quota for name, (quota, _) in tenants.items()},
+            {name: quota for name, (quota, _) in tenants.items() if quota is not None},
             quota,
             {name: policy for name, (_, policy) in tenants.items() if policy is not None},
             policy,
@@ -130,8 +129,17 @@ def read(text: str) -> Configuration:
         raise ValueError(str(error)) from None
 
 
-def _read_tenant(path: str, value: object, tiers: Mapping[str, Any]) -> tuple[Quota, Policy | None]:
-    """The quota of a table, and its policy if it says anything of one."""
+def _check_names(tenants: Iterable[str]) -> None:
+    for name in tenants:
+        if not 0 < len(name) <= MAX_NAME:
+            raise ValueError(
+                f"tenants: a name must have 1 to {MAX_NAME} characters and no NUL, got {name[:40]!r}"
+            )
+        plain_text("tenants: a name", name)
+
+
+def _read_tenant(path: str, value: object, tiers: Mapping[str, Any]) -> tuple[Quota | None, Policy | None]:
+    """The quota of a table and its policy, each if it says anything of one."""
     table = dict(_table(path, value))
     _only(path, table, TENANT)
     if "tier" in table:
@@ -140,7 +148,7 @@ def _read_tenant(path: str, value: object, tiers: Mapping[str, Any]) -> tuple[Qu
             raise ValueError(f"{path}.tier: must be one of {sorted(tiers)}, got {tier!r}")
         table = {**tiers[tier], **table}
     wishes = {name: table.pop(name) for name in POLICY if name in table}
-    return _quota(path, table), _policy(path, wishes) if wishes else None
+    return _quota(path, table) if table else None, _policy(path, wishes) if wishes else None
 
 
 def _policy(path: str, table: dict[str, Any]) -> Policy:

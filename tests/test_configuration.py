@@ -66,6 +66,31 @@ def test_tenants_take_what_their_tier_says_unless_they_say_it() -> None:
     assert read("version = 1").policy("anybody") == Policy()
 
 
+def test_a_tenant_that_says_nothing_of_a_quota_has_that_of_the_others() -> None:
+    """Neither itself nor by its tier: to be patient is not to be without limits."""
+    text = """
+    version = 1
+    [default]
+    requests = { permits = 2, burst = 5 }
+    [tiers.patient]
+    max_wait = 600
+    [tenants.only]
+    max_wait = 5
+    [tenants.calm]
+    tier = "patient"
+    [tenants.empty]
+    [tenants.free]
+    weight = 1
+    """
+    found = read(text)
+    for name in ("only", "calm", "empty", "anybody"):
+        assert found.quota(name) == Quota(Rate(2, burst=5))
+    assert found.quota("free") == Quota()
+    assert [found.policy(name).max_wait for name in ("only", "calm", "empty")] == [5, 600, Policy().max_wait]
+    assert found.tenants.keys() == {"free"}
+    assert read("version = 1\n[default]\nmax_wait = 5").default is None
+
+
 def test_gates_are_what_a_scheduler_takes() -> None:
     found = read(TEXT)
     assert found.gates == {
@@ -115,6 +140,8 @@ def test_the_examples_are_read_and_their_ladders_lead_somewhere(path: Path) -> N
         ("[gates.a]\nceiling = 3", "gates.a.ceiling: must be a table, got 3"),
         ("[gates.a]\nmax_wait = 3", "gates.a.max_wait: is not known, only requests, "),
         ("gates = 3", "gates: must be a table, got 3"),
+        ("gates = " + "[" * 50_000, "is nested too deeply"),
+        ('[tenants."a\\u0000"]\nmax_wait = 3', "tenants: a name: must be valid Unicode without NUL"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str) -> None:

@@ -130,7 +130,8 @@ class Stage:
         process = subprocess.Popen(
             [sys.executable, *words], env=self._environment, text=True, stdin=subprocess.DEVNULL, **settings
         )
-        self._stack.callback(_end, process)
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
         return process
 
     def role(self, name: str, file: Path) -> subprocess.Popen[str]:
@@ -143,13 +144,16 @@ class Stage:
         command = ("-m", "scheduler.cli", "upstream", "--port", "0", "--config", str(config))
         process = self.start(*command, stdout=subprocess.PIPE)
         assert process.stdout is not None  # noqa: S101 - for mypy: it was asked for
-        return process.stdout.readline().split()[-1]
+        if not (words := process.stdout.readline().split()):
+            raise SystemExit(f"the simulated Claude does not start: status {process.wait()}")
+        return words[-1]
 
     def kill_the_busier(self, workers: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
         """Kill the worker that is in the midst of more calls; the one that takes its place."""
         held: dict[str, int] = {}
         query = "select worker, count(*) from waitline.job where state = 1 group by worker"
         while max(held.values(), default=0) < 4:  # a moment at which it matters
+            self.check(f"only {max(held.values(), default=0)} calls were under way at a time")
             held = dict(ask(self.server.dsn, query))
         busier = max(workers, key=lambda worker: held.get(str(worker.pid), 0))
         busier.send_signal(signal.SIGKILL)
@@ -165,21 +169,19 @@ class Stage:
         while len(rows_of(self.replies)) < part * PROMPTS:
             if submitter.poll() is not None and part < 1:
                 raise SystemExit(f"the submitter ended too early, with status {submitter.returncode}")
-            if time.monotonic() - self.began > PATIENCE:
-                raise SystemExit(f"only {len(rows_of(self.replies))} prompts were answered in {PATIENCE} s")
+            self.check(f"only {len(rows_of(self.replies))} prompts were answered")
             time.sleep(0.05)
+
+    def check(self, state: str) -> None:
+        """End it all when it takes too long."""
+        if time.monotonic() - self.began > PATIENCE:
+            raise SystemExit(f"{state} in {PATIENCE} s")
 
     def log(self) -> list[Row]:
         """What arrived at the simulated Claude."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(f"{self.url}/_sim/requests?limit={4 * PROMPTS}") as answer:
-            rows: list[Row] = json.load(answer)
-        return rows
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
+            return list(json.load(answer))
 
 
 @contextmanager
@@ -216,9 +218,8 @@ def out_of_order(replies: Sequence[Row], starts: Sequence[Row]) -> list[str]:
 def judge(stage: Stage) -> bool:
     """Print what was found, and whether all of it holds."""
     replies, starts, log = rows_of(stage.replies), rows_of(stage.starts), stage.log()
-    recorded = ask(stage.server.dsn, "select count(*) filter (where state = 2), count(*) from waitline.job")[
-        0
-    ]
+    query = "select count(*) filter (where state = 2), count(*) from waitline.job"
+    [recorded] = ask(stage.server.dsn, query)
     once = sorted(row["number"] for row in replies) == list(range(PROMPTS)) and recorded == (PROMPTS, PROMPTS)
     disorder = out_of_order(replies, starts)
     late = [row["job"] for row in starts if row["tries"] > 1]
@@ -259,9 +260,7 @@ def show() -> bool:
         asyncio.run(migrate(PostgresStore(stage.server.dsn)))
         workers = [stage.role("worker", stage.starts) for _ in range(2)]
         submitter = stage.role("submitter", stage.replies)
-        stage.say(
-            f"two workers ({workers[0].pid}, {workers[1].pid}) and a submitter ({submitter.pid}) started"
-        )
+        stage.say(f"workers {workers[0].pid} and {workers[1].pid} and submitter {submitter.pid} started")
         stage.until_answered(KILL_AT, submitter)
         workers.append(stage.kill_the_busier(workers))
         stage.until_answered(RESTART_AT, submitter)
@@ -270,10 +269,10 @@ def show() -> bool:
         stage.server.start()
         stage.say("the database started again")
         stage.until_answered(1, submitter)
-        submitter.wait()
+        submitter.wait(PATIENCE)
         for worker in workers:
             worker.send_signal(signal.SIGTERM)
-        statuses = [worker.wait() for worker in workers]
+        statuses = [worker.wait(PATIENCE) for worker in workers]
         stage.say(f"all answered; the workers were asked to stop and ended with status {statuses}")
         return judge(stage) and submitter.returncode == 0 and statuses == [0, 0]
 
@@ -290,6 +289,7 @@ def main() -> int:
     parser.add_argument("--role", nargs=3, metavar=("NAME", "DSN", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # or it leaves processes behind
         return 0 if show() else 1
     name, dsn, file = options.role
     asyncio.run((work if name == "worker" else submit)(dsn, file))

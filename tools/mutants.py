@@ -25,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from commands import Commands
+
 COPIED = ("scheduler", "agent", "tests", "pyproject.toml")
 MUTABLE = ("scheduler/", "agent/")
 LAWS = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "11", "12", "13")
@@ -84,6 +86,7 @@ class Bench:
     jobs: int
     limit_s: float
     pytest_options: tuple[str, ...]
+    commands: Commands
 
     def copy(self, name: str) -> Path:
         """Copy what the tests need to a folder of its own. Caches stay behind: one could hide a patch."""
@@ -150,25 +153,12 @@ def run_tests(bench: Bench, tree: Path, *tests: str) -> Run:
     options = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}"]
     command = [sys.executable, "-m", "pytest", *options, *bench.pytest_options, *tests]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
-    exit_code, output = run_limited(command, tree, environment, bench.limit_s * len(tests))
+    limit_s = bench.limit_s * len(tests)
+    try:
+        exit_code, output = bench.commands.run(command, tree, environment, limit_s)
+    except subprocess.TimeoutExpired:
+        raise MutantError(f"no end after {limit_s:g} s") from None
     return summarise(exit_code, output, Path(report))
-
-
-def run_limited(
-    command: list[str], cwd: Path, environment: dict[str, str], limit_s: float
-) -> tuple[int, str]:
-    """Run a command and end it, with all that it started, at the limit."""
-    with subprocess.Popen(
-        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise MutantError(f"no end after {limit_s:g} s") from None
-    return process.returncode, output
 
 
 def summarise(exit_code: int, output: str, report: Path) -> Run:
@@ -274,8 +264,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Try every mutant of the tree; return 0 only if all were caught and no law lacks one."""
     options = read_options(arguments)
     mutants, verdicts = read_all(options.root / "tests" / "mutants")
+    commands = Commands()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, commands.end)
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
-        bench = Bench(options.root, Path(scratch), options.jobs, options.limit, tuple(options.pytest))
+        bench = Bench(
+            options.root, Path(scratch), options.jobs, options.limit, tuple(options.pytest), commands
+        )
         verdicts += try_all(bench, mutants)
     print(table(verdicts))
     if lacking := [law for law in options.laws if not any(law in mutant.laws for mutant in mutants)]:

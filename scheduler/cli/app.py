@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
-from rich.console import Console
 
-from scheduler.cli.usage import DEFAULT_MODEL, UsageError
+from scheduler.cli.printing import say
+from scheduler.cli.usage import DEFAULT_MODEL, UsageError, first_of
 from scheduler.errors import SchedulerError
 
 INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C stopped."""
+"""The exit status of a command that Ctrl-C or SIGTERM stopped."""
 
 Folder = Annotated[Path | None, Parameter(name="--data")]
 """Where the embedded PostgreSQL keeps its data, whatever WAITLINE_DATABASE_URL says."""
+
+Port = Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))]
+"""A port to listen on."""
 
 Most = Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1_000_000))]
 """How many rows a table has at most."""
@@ -34,24 +40,40 @@ app = App(
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status."""
-    complain = Console(stderr=True, highlight=False)
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        complain.print(f"waitline: {error}", style="red", markup=False)
-        complain.print("Try: waitline --help", markup=False)
-        return 2
-    except (UsageError, SchedulerError, OSError) as error:
-        complain.print(f"waitline: {error}", style="red", markup=False, soft_wrap=True)
+        say(f"waitline: {error}", errors=True, style="red")
+        say("Try: waitline --help", errors=True)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        first = first_of(error)
+        if isinstance(first, BrokenPipeError):
+            # Or what is left is tried again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        if not isinstance(first, (UsageError, SchedulerError, OSError)):
+            raise
+        say(f"waitline: {first}", errors=True, style="red")
+        return 2
     return status if isinstance(status, int) else 0
 
 
 def loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a command's coroutine."""
-    return asyncio.run(main())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)  # whoever listened to it on the loop has set it to its default
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM be what Ctrl-C is: blocks end, and with them what they started."""
+    heard = signal.getsignal(signal.SIGINT)
+    (heard if callable(heard) else signal.default_int_handler)(number, frame)
 
 
 @app.command
@@ -114,7 +136,7 @@ def run_file(
     file
         The prompts, one JSON object a line. The file may be larger than memory.
     out
-        Where replies go: FILE with the ending .replies.jsonl unless told otherwise.
+        Where replies go: FILE.replies.jsonl unless told otherwise.
     rate
         Prompts per second for each tenant.
     burst
@@ -146,7 +168,7 @@ def run_file(
     from scheduler.cli.wiring import Upstream
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
-    out = out or file.with_suffix(".replies.jsonl")
+    out = out or Path(f"{file}.replies.jsonl")
     options = Options(file, out, rate, burst, strict, max_running, timeout, worker, lease)
     options.check()
     with _database(durable, worker, data) as dsn:
@@ -165,7 +187,7 @@ def _database(durable: bool, worker: bool, data: Path | None) -> AbstractContext
 
 
 @app.command
-def upstream(*, port: int = 8700, seed: int = 0, config: Path | None = None) -> int:
+def upstream(*, port: Port = 8700, seed: int = 0, config: Path | None = None) -> int:
     """Run a simulated Claude API on this machine until Ctrl-C, to test applications against.
 
     Parameters
@@ -185,11 +207,9 @@ def upstream(*, port: int = 8700, seed: int = 0, config: Path | None = None) -> 
         raise UsageError(f"--config: {error}") from None
 
     def ready(base_url: str) -> None:
-        Console(highlight=False).print(f"A simulated Claude listens on {base_url}", soft_wrap=True)
+        say(f"A simulated Claude listens on {base_url}")
         key = "anything" if settings.api_keys is None else "(one of api_keys)"
-        Console(highlight=False).print(
-            f"Point a client at it: ANTHROPIC_BASE_URL={base_url} ANTHROPIC_API_KEY={key}", soft_wrap=True
-        )
+        say(f"Point a client at it: ANTHROPIC_BASE_URL={base_url} ANTHROPIC_API_KEY={key}")
         sys.stdout.flush()
 
     async def forever() -> int:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler import Policy, Quota, Rate
+from scheduler.cli import printing
 from scheduler.cli.scenes import BareTimer, Prompt, Stage, greetings
 from scheduler.cli.screen import live, milliseconds, quantile
 from scheduler.cli.wiring import Upstream, quick
@@ -67,7 +68,7 @@ SCENES: tuple[Scene, ...] = (refused, queued, side_by_side, neighbours)
 
 async def show(upstream: Upstream, *, as_json: bool) -> int:
     """Play the scenes and judge them; returns the exit status."""
-    console = Console(highlight=False)
+    console = printing.console(markup=True)
     async with upstream.agent(quick(Script(contains="Say hi", text=HI))) as (agent, _):
         clock = MonotonicClock()
         stage = Stage(agent, as_json, clock, BareTimer(clock))
@@ -101,19 +102,21 @@ def table(prompts: list[Prompt]) -> RenderableType:
     for prompt in prompts:
         lines.setdefault((prompt.scene, prompt.tenant), []).append(prompt)
     several = len({scene for scene, _ in lines}) > 1
-    rows = Table(box=None, padding=(0, 2), header_style="dim")
-    for name, width in (("", 15 if several else 0), ("tenant", 6), ("prompt", 8)):
+    rows = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    if several:
+        rows.add_column("", min_width=9)  # of two words, which a narrow terminal shows below each other
+    for name, width in (("tenant", 6), ("prompt", 8)):
         rows.add_column(name, min_width=width, no_wrap=True)
     for name in ("promised", "measured"):
         rows.add_column(name, min_width=8, justify="right", no_wrap=True)
-    rows.add_column("reply", no_wrap=True)
+    rows.add_column("reply", min_width=9, overflow="fold")
     notes: list[RenderableType] = []
     for (scene, tenant), line in lines.items():
         if len(line) > 20:
             notes.append(progress(scene, tenant, line))
             continue
         for prompt in line:
-            rows.add_row(scene if several else "", tenant, prompt.text, *cells(prompt))
+            rows.add_row(*([scene] if several else []), tenant, prompt.text, *cells(prompt))
     return Group(rows, *notes)
 
 
@@ -123,6 +126,8 @@ def cells(prompt: Prompt) -> tuple[str, str, Text]:
         return "", "", Text(f"BLOCKED - wait {round(prompt.refused * 1e3)}ms", style="red")
     promised = "" if prompt.promised is None else f"{prompt.promised:.3f} s"
     measured = "" if prompt.started is None else f"{prompt.started:.3f} s"
+    if prompt.failed is not None:
+        return promised, measured, Text(prompt.state, style="red")
     return promised, measured, Text(prompt.reply or prompt.state, style="" if prompt.reply else "dim", end="")
 
 
@@ -146,9 +151,11 @@ def judge(stage: Stage, console: Console) -> int:
     in_order, kept = stage.in_order(), promise <= ALLOWED * bare
     answered = sum(prompt.reply is not None for prompt in stage.prompts)
     blocked = sum(prompt.refused is not None for prompt in stage.prompts)
+    failed = sum(prompt.failed is not None for prompt in stage.prompts)
     if stage.as_json:
         summary = {
-            "event": "summary", "answered": answered, "refused": blocked, "in_order": in_order,
+            "event": "summary", "answered": answered, "refused": blocked, "failed": failed,
+            "in_order": in_order,
             "promise_error_p50_s": quantile(errors, 0.5), "promise_error_p99_s": promise,
             "bare_timer_p99_s": bare, "quiet_tenant_moved_s": moved, "ok": in_order and kept,
         }  # fmt: skip
@@ -158,6 +165,8 @@ def judge(stage: Stage, console: Console) -> int:
         f"\n[bold]{answered} prompts answered{'' if in_order else ', NOT in order'}, "
         f"{blocked} refused in strict mode.[/bold]"
     )
+    if failed:
+        console.print(f"[red]{failed} prompts failed.[/red]")
     console.print(f"The quiet tenant's starts moved by at most {milliseconds(moved)} beside the noisy one.")
     console.print(
         f"Promised against measured start: p50 {milliseconds(quantile(errors, 0.5))}, "

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from rich.console import Console
-from rich.table import Table
 
-from scheduler import Quota, Rate, Scheduler
-from scheduler.cli.usage import UsageError
+from scheduler import Quota, Rate, Scheduler, SchedulerError
+from scheduler.cli.printing import console, listing, printable, say
+from scheduler.cli.usage import UsageError, first_of
 from scheduler.core.quota import NS
 from scheduler.stores.postgres import PostgresStore
 from scheduler.stores.values import STATES
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 
 DATABASE = "WAITLINE_DATABASE_URL"
 """The variable that names the database."""
+
+TROUBLE = (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, ValueError, OverflowError)
+"""What there is to say of a database; the last two of the port or the host in its address."""
 
 
 def default_folder() -> Path:
@@ -38,26 +40,30 @@ def database(folder: Path | None) -> Iterator[str]:
     """The database that the environment names, or an embedded one in a folder that is printed."""
     dsn = os.environ.get(DATABASE)
     if dsn and folder is None:
-        try:
+        with told_of(DATABASE):
             yield dsn
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, BaseExceptionGroup) as error:
-            first = error
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            if not isinstance(first, (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError)):
-                raise
-            # Of a server's error the first argument is the message alone: what else there is may hold a row.
-            said = first if isinstance(first, OSError) or not first.args else first.args[0]
-            raise UsageError(f"{DATABASE}: {said or type(first).__name__}") from None
         return
     from scheduler.stores.postgres.embedded import Embedded
 
     folder = folder or default_folder()
-    Console(stderr=True, highlight=False).print(
-        f"Database: an embedded PostgreSQL in {folder}", soft_wrap=True
-    )
-    with Embedded(folder) as server:
+    say(f"Database: an embedded PostgreSQL in {folder}", errors=True)
+    with Embedded(folder) as server, told_of(str(folder)):
         yield server.dsn
+
+
+@contextmanager
+def told_of(place: str) -> Iterator[None]:
+    """Have what a database refuses, and an address that is none, told in a line."""
+    try:
+        yield
+    except Exception as error:
+        first = first_of(error)
+        if not isinstance(first, TROUBLE) or isinstance(first, (SchedulerError, BrokenPipeError)):
+            raise
+        # Of a server's error the first argument is the message alone: what else there is may hold a row.
+        said = first if isinstance(first, OSError) or not first.args else first.args[0]
+        advice = ": `waitline migrate` makes it" if isinstance(first, asyncpg.InvalidSchemaNameError) else ""
+        raise UsageError(f"{place}: {said or type(first).__name__}{advice}") from None
 
 
 async def work(
@@ -66,36 +72,33 @@ async def work(
     """Run jobs until SIGTERM or Ctrl-C: the first finishes what runs, the second gives it back."""
     from agent.postgres import PostgresSessions
 
-    console = Console(stderr=True, highlight=False)
     try:
         store = PostgresStore(dsn, lease=lease, keep_sessions=keep_sessions)
     except ValueError as error:
         raise UsageError(f"--{str(error).replace('_', '-', 1)}") from None
     async with upstream.agent(sessions=PostgresSessions(store)) as (agent, _):
         worker = Worker(agent.handle, store, concurrency=concurrency)
-        console.print(f"Worker {worker.name} runs up to {concurrency} jobs at once", soft_wrap=True)
+        say(f"Worker {worker.name} runs up to {concurrency} jobs at once", errors=True)
         await worker.run()
-    console.print(f"Worker {worker.name} has ended: {worker.done} tries recorded", soft_wrap=True)
+    say(f"Worker {worker.name} has ended: {worker.done} tries recorded", errors=True)
     return 0
 
 
 async def submit(dsn: str, tenant: str, prompt: str, quota: Quota, settings: dict[str, Any]) -> int:
     """Commit a prompt, and print its reply unless nobody waits for it."""
-    console, wait = Console(highlight=False), settings.pop("wait")
+    wait = settings.pop("wait")
     async with Scheduler(store=PostgresStore(dsn), quotas=quota) as scheduler:
         try:
             ticket = await scheduler.enqueue(tenant, prompt, **settings)
         except (TypeError, ValueError) as error:
-            raise UsageError(str(error)) from None
-        Console(stderr=True, highlight=False).print(
-            f"Job {ticket.id} of {tenant}: position {ticket.position}, promised in {ticket.wait:.3f} s",
-            soft_wrap=True,
-        )
+            option = "--" if str(error).partition(":")[0] in settings else ""
+            raise UsageError(f"{option}{error}") from None
+        place = f"position {ticket.position}, promised in {ticket.wait:.3f} s"
+        say(f"Job {ticket.id} of {printable(tenant)}: {place}", errors=True)
         if wait:
             from scheduler.cli.wiring import text_of
 
-            result = await ticket.result()
-            console.print(text_of(result), markup=False, soft_wrap=True)
+            say(text_of(await ticket.result()))
     return 0
 
 
@@ -122,17 +125,17 @@ async def list_jobs(dsn: str, tenant: str | None, state: str | None, most: int) 
     number = None if state is None else STATES.index(state)
     async with PostgresStore(dsn, migrate=False) as store:
         found = await store.list_jobs(tenant, number, None, most)
-    table = Table("id", "tenant", "state", "attempts", "waits or waited, s", "why", box=None)
+    table = listing("id", "tenant", "state", "attempts", "waits or waited, s", "why")
     for job in found:
         table.add_row(
             str(job["id"]),
-            job["tenant"],
+            printable(job["tenant"]),
             STATES[job["state"]],
             str(job["attempt"]),
             _waited(job),
-            job["kind"] or "",
+            printable(job["kind"] or ""),
         )
-    Console(highlight=False).print(table if found else "no jobs", markup=False)
+    console().print(table if found else "no jobs")
     return 0
 
 
@@ -147,10 +150,9 @@ async def show_job(dsn: str, job: int) -> int:
         found = await store.list_jobs(None, None, job, 1)
     if not found:
         raise UsageError(f"job: there is none with id {job}")
-    console = Console(highlight=False)
     for name, value in found[0].items():
         if value is not None and name != "now":
-            console.print(f"{name}: {_readable(name, value)}", markup=False, soft_wrap=True)
+            say(f"{name}: {_readable(name, value)}")
     return 0
 
 
@@ -158,7 +160,7 @@ def _readable(name: str, value: Any) -> str:
     """A column as a person reads it: times in UTC, the state by its name."""
     if name in ("arrival", "promised", "slot", "returns", "finished"):
         return datetime.fromtimestamp(value / NS, UTC).isoformat(timespec="milliseconds")
-    return STATES[value] if name == "state" else str(value)
+    return STATES[value] if name == "state" else printable(str(value))
 
 
 async def change_job(dsn: str, job: int, again: bool) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent import Agent, Sessions
 from agent.postgres import PostgresSessions
-from scheduler import Ticket
+from scheduler import SchedulerError, Ticket
 from scheduler.cli.lines import Note, Over, noted
 from scheduler.cli.options import Options
 from scheduler.cli.spool import Line
@@ -38,6 +38,11 @@ class DurableLines:
     """The lines of a database. What was committed stays there, whatever becomes of this process."""
 
     shared = True
+    failures: tuple[type[Exception], ...] = (
+        SchedulerError,
+        TypeError,
+        ValueError,
+    )  # others are the database's, and go by
 
     def __init__(
         self, options: Options, store: PostgresStore, sessions: PostgresSessions, agent: Agent | None

@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from cyclopts import App
-from rich.console import Console
-from rich.table import Table
 
 from scheduler.cli.app import Folder, app, loop
+from scheduler.cli.printing import console, listing, number, printable, say
 from scheduler.cli.usage import UsageError
 from scheduler.runtime.reports import statistics_of
 from scheduler.runtime.values import GateStatistics
@@ -37,13 +36,13 @@ def show(*, data: Folder = None) -> int:
         async with PostgresStore(dsn) as store:
             found, now = await store.hearing.see()
         if not found:
-            print("no gates: gates= declares them")
+            say("no gates: gates= declares them")
             return 0
-        table = Table("gate", "running", "waiting", "per minute", "held", "state", box=None)
+        table = listing("gate", "running", "waiting", "per minute", "held", "state")
         for name in sorted(found):
             gate, waiting = found[name]
-            table.add_row(name, *spelled(statistics_of(gate, waiting, now)))
-        Console(highlight=False, soft_wrap=True).print(table, markup=False)
+            table.add_row(printable(name), *spelled(statistics_of(gate, waiting, now)))
+        console().print(table)
         return 0
 
     with durable.database(data) as dsn:
@@ -61,7 +60,7 @@ def resume(gate: str, /, *, data: Folder = None) -> int:
     data
         The folder of the embedded PostgreSQL.
     """
-    return _change(data, lambda store: store.hearing.resume([gate]), f"{gate} is open")
+    return _change(data, lambda store: store.hearing.resume([gate]), f"{printable(gate)} is open")
 
 
 @gates.command
@@ -77,7 +76,7 @@ def drop(gate: str, /, *, data: Folder = None) -> int:
     data
         The folder of the embedded PostgreSQL.
     """
-    return _change(data, lambda store: store.hearing.drop(gate), f"{gate} is gone")
+    return _change(data, lambda store: store.hearing.drop(gate), f"{printable(gate)} is gone")
 
 
 def spelled(gate: GateStatistics) -> tuple[str, str, str, str, str]:
@@ -88,8 +87,8 @@ def spelled(gate: GateStatistics) -> tuple[str, str, str, str, str]:
         state += f", asks again in {gate.paused:.0f} s" if gate.paused else ", the next call asks"
     elif gate.paused:
         state = f"paused for {gate.paused:.1f} s"
-    limits = ", ".join(f"{name} {limit:,.0f}" for name, limit in gate.limits.items())
-    levels = ", ".join(f"{name} {level:,.0f}" for name, level in gate.levels.items())
+    limits = ", ".join(f"{name} {number(limit)}" for name, limit in gate.limits.items())
+    levels = ", ".join(f"{name} {number(level)}" for name, level in gate.levels.items())
     return running, str(gate.waiting), limits or "no limits", levels, state
 
 
@@ -103,7 +102,7 @@ def _change(data: Folder, change: Callable[[PostgresStore], Awaitable[None]], sa
                 await change(store)
             except ValueError as error:
                 raise UsageError(str(error)) from None
-        print(said)
+        say(said)
         return 0
 
     with durable.database(data) as dsn:

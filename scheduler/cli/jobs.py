@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from scheduler.cli.app import Folder, Most, app, loop
 from scheduler.cli.usage import DEFAULT_MODEL
@@ -13,7 +13,7 @@ from scheduler.cli.usage import DEFAULT_MODEL
 @app.command
 def worker(
     *,
-    concurrency: int = 256,
+    concurrency: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 256,
     lease: float = 30.0,
     keep_sessions: float | None = None,
     simulated: Annotated[bool, Parameter(negative="")] = False,

@@ -23,6 +23,8 @@ class Lines(Protocol):
     sessions: Sessions
     shared: bool
     """Whether other processes run jobs too, so that not every start is seen here."""
+    failures: tuple[type[Exception], ...]
+    """Errors that are the end of one prompt, and not of them all."""
 
     def opened(self, note: Note, over: Over) -> AbstractAsyncContextManager[None]:
         """Run jobs until the end of the block; `note` hears of each when it starts.
@@ -50,6 +52,7 @@ class MemoryLines:
     """The lines of a scheduler in this process, which are gone with it."""
 
     shared = False
+    failures: tuple[type[Exception], ...] = (Exception,)  # of the handler, whatever they are
 
     def __init__(self, options: Options, agent: Agent) -> None:
         self._options = options

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scheduler import Policy, Quota, Rate
 from scheduler.cli.usage import UsageError
+from scheduler.core.quota import duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,12 @@ class Options:
         self.quota()
         if self.max_running < 1:
             raise UsageError(f"--max-running: must be at least 1, got {self.max_running}")
-        if self.timeout is not None and not 0 < self.timeout < float("inf"):
-            raise UsageError(f"--timeout: must be above 0, got {self.timeout}")
-        if not 0 < self.lease < float("inf"):
-            raise UsageError(f"--lease: must be above 0, got {self.lease}")
+        try:
+            duration("--lease", self.lease)
+            if self.timeout is not None:
+                duration("--timeout", self.timeout)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         if not self.file.is_file():
             raise UsageError(f"FILE: {self.file} is not a file")
         if self.out.resolve() == self.file.resolve():

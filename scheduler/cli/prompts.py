@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-
 from agent import Reply
 from scheduler import Job, SchedulerError, Ticket
 from scheduler.cli.budget import Budget
 from scheduler.cli.lines import Lines, lines_of
 from scheduler.cli.options import Options
+from scheduler.cli.printing import say
 from scheduler.cli.screen import Tally, watch
 from scheduler.cli.spool import Line, Replies, Spool
 from scheduler.cli.wiring import Upstream, text_of
@@ -38,13 +37,12 @@ OVERHEAD = 8 * 1024
 
 async def answer_file(upstream: Upstream, options: Options, dsn: str | None = None) -> int:
     """Run the command, over the database at `dsn` if there is one; returns its exit status."""
-    complain = Console(stderr=True, highlight=False)
     spool = Spool(options.file)
     try:
         tally = Tally()
         for number, why in spool.scan():
             tally.malformed += 1
-            complain.print(f"{options.file}, line {number}: {why}", markup=False, soft_wrap=True)
+            say(f"{options.file}, line {number}: {why}", errors=True)
         replies = Replies(options.out, spool)
         try:
             for number, why in spool.untold():
@@ -59,7 +57,7 @@ async def answer_file(upstream: Upstream, options: Options, dsn: str | None = No
             replies.close()
     finally:
         spool.close()
-    tally.summarise(Console(highlight=False), options.out)
+    tally.summarise(options.out)
     return 130 if errand.stopping else 1 if tally.failed or tally.malformed else 0
 
 
@@ -133,7 +131,7 @@ class Errand:
             await self._memory.acquire(turn.held)
             try:
                 await self._join(turn)
-            except (SchedulerError, ValueError, TypeError) as error:
+            except self._lines.failures as error:
                 self._failed(turn, error)
                 await self._forget(turn)
             else:
@@ -188,7 +186,7 @@ class Errand:
             return
         try:
             reply = await turn.ticket.result()
-        except (SchedulerError, TypeError) as error:  # TypeError: a result that only its own worker can read
+        except self._lines.failures as error:
             if not self.stopping or getattr(error, "kind", "") != "cancelled":
                 self._failed(turn, error)
         else:
@@ -221,8 +219,12 @@ class Errand:
 
     def _failed(self, turn: Turn, error: Exception) -> None:
         line = turn.line
-        # The texts of these errors hold ids, sizes and times, and no prompt.
-        record: dict[str, object] = {"type": type(error).__name__, "message": str(error)}
+        kind = type(error).__name__
+        # The texts of our own errors hold ids, sizes and times. Those of a handler's may hold a prompt.
+        told = (self._lines.shared or turn.ticket is None) and type(error) in {TypeError, ValueError}
+        ours = told or isinstance(error, SchedulerError)
+        message = str(error) if ours else f"tenant {line.tenant!r}: failed with {kind}"
+        record: dict[str, object] = {"type": kind, "message": message}
         retry_after = getattr(error, "retry_after", None)
         if retry_after is not None:
             record["retry_after_s"] = retry_after

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cyclopts import App
-from rich.console import Console
-from rich.table import Table
 
 from scheduler.cli.app import Folder, Most, app, loop
+from scheduler.cli.printing import console, listing, printable, say
 from scheduler.cli.usage import UsageError
 from scheduler.core.quota import DIMENSIONS, Quota, Rate, full_burst
 
@@ -81,7 +80,9 @@ def show(tenant: str | None = None, /, *, most: Most = 100, data: Folder = None)
         if found:
             _print(found)
         else:
-            print("no tenants" if tenant is None else f"{tenant} was never seen: quotas= will decide")
+            say(
+                "no tenants" if tenant is None else f"{printable(tenant)} was never seen: quotas= will decide"
+            )
         return 0
 
     with durable.database(data) as dsn:
@@ -89,13 +90,13 @@ def show(tenant: str | None = None, /, *, most: Most = 100, data: Folder = None)
 
 
 def _print(found: list[dict[str, Any]]) -> None:
-    table = Table("tenant", "limits", "from", box=None)
+    table = listing("tenant", "limits", "from")
     for row in found:
         origin = row["origin"]
         if origin == "configuration":
             origin = f"configuration, version {row['version']}"
-        table.add_row(row["name"] or "(others)", spelled(row["quota"]), origin)
-    Console(highlight=False, soft_wrap=True).print(table, markup=False)
+        table.add_row(printable(row["name"] or "(others)"), spelled(row["quota"]), origin)
+    console().print(table)
 
 
 def spelled(quota: Quota) -> str:

@@ -26,6 +26,7 @@ class Prompt:
     started: float | None = None
     answered: float | None = None
     refused: float | None = None
+    failed: str | None = None
     reply: str | None = None
     order: int | None = None
 
@@ -34,6 +35,8 @@ class Prompt:
         """Where it is."""
         if self.refused is not None:
             return "refused"
+        if self.failed is not None:
+            return f"FAILED: {self.failed}"
         if self.answered is not None:
             return "answered"
         return "waiting" if self.started is None else "running"
@@ -125,7 +128,12 @@ class Stage:
         if ticket.wait:
             self.bare.watch(at + round(ticket.wait * NS))
         self.tell("accepted", prompt, position=ticket.position, promised_s=ticket.wait)
-        reply: Reply = await ticket.result()
+        try:
+            reply: Reply = await ticket.result()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other prompts are shown
+            prompt.failed = str(getattr(error, "kind", "") or type(error).__name__)
+            self.tell("failed", prompt, error=prompt.failed)
+            return
         prompt.reply, prompt.answered = reply.text, (self.clock.now() - at) / NS
         self.tell("answered", prompt, promised_s=prompt.promised, waited_s=prompt.started)
 

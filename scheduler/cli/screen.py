@@ -13,6 +13,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from scheduler.cli import printing
+from scheduler.cli.printing import say, short
 
 SHOWN = 12
 """Tenants in the live table: the ones with the most to do."""
@@ -99,12 +103,14 @@ class Tally:
             table.add_column(name, justify="right")
         busiest = sorted(self.tenants.items(), key=lambda item: -item[1].left)
         for tenant, row in busiest[:SHOWN]:
-            table.add_row(short(tenant), str(row.waiting), str(row.running), str(row.done), str(row.left))
+            table.add_row(
+                Text(short(tenant)), str(row.waiting), str(row.running), str(row.done), str(row.left)
+            )
         if len(busiest) > SHOWN:
             table.add_row(f"… and {len(busiest) - SHOWN} more", "", "", "", "")
         return table
 
-    def summarise(self, console: Console, out: Path) -> None:
+    def summarise(self, out: Path) -> None:
         """Print what became of the prompts."""
         left = self.total - self.before - self.done - self.failed
         parts = [f"{self.done} answered"]
@@ -112,24 +118,24 @@ class Tally:
         parts += [f"{self.failed} failed"] if self.failed else []
         parts += [f"{self.malformed} malformed lines"] if self.malformed else []
         parts += [f"{left} left"] if left else []
-        console.print(f"{', '.join(parts)}. Replies: {out}", soft_wrap=True, markup=False)
+        say(f"{', '.join(parts)}. Replies: {out}")
         if self.errors:
             middle, high = (milliseconds(quantile(self.errors, share)) for share in (0.5, 0.99))
-            console.print(
+            say(
                 f"Promised against measured start: p50 {middle}, p99 {high}, "
                 f"over {len(self.errors)} prompts that waited."
             )
         if self.late:
             causes = ", ".join(f"{cause} {count}" for cause, count in self.late.most_common())
-            console.print(f"Started later than promised, by cause: {causes}.")
+            say(f"Started later than promised, by cause: {causes}.")
         if left:
-            console.print("The same command goes on from here.")
+            say("The same command goes on from here.")
 
 
 @contextmanager
 def watch(tally: Tally) -> Iterator[None]:
     """Show a tally on a terminal, ten times a second; elsewhere show nothing."""
-    console = Console(stderr=True)
+    console = printing.console(errors=True)
     if not console.is_terminal:
         yield
         return
@@ -174,9 +180,3 @@ def quantile(values: Sequence[float] | deque[float], share: float) -> float:
 def milliseconds(seconds: float) -> str:
     """A duration in milliseconds."""
     return f"{seconds * 1e3:.3f} ms"
-
-
-def short(name: str, most: int = 40) -> str:
-    """A name that fits in a column, printable."""
-    text = name if name.isprintable() else ascii(name)
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,11 +16,17 @@ from typing import Any, BinaryIO, NamedTuple
 from agent.sessions import MAX_NAME, check_name
 from scheduler.cli.usage import UsageError
 
+if sys.platform != "win32":
+    import fcntl
+
 MAX_LINE = 64 * 1024 * 1024
 """Bytes in a line of a prompt file."""
 
 PAGE = 64
 """Lines of a tenant that are looked up at a time."""
+
+START = b'{"id": '
+"""How every record of a file of replies begins."""
 
 SCHEMA = """
 create table line (
@@ -171,24 +178,41 @@ class Replies:
     """The output file: one JSON object a line, in the order in which they came."""
 
     def __init__(self, path: Path, spool: Spool) -> None:
-        path.touch()
-        self._file = path.open("r+b")
-        end = 0
+        self._file = path.open("a+b")
+        try:
+            self._lock(path)
+            self._read(path, spool)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self, path: Path) -> None:
+        """Be the only run that writes the file, until it is closed or this process is gone."""
+        if sys.platform == "win32":
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--out: another run writes {path}") from None
+
+    def _read(self, path: Path, spool: Spool) -> None:
+        """Learn what is answered. A record cut short when an earlier run was killed is taken away."""
+        raw = b"\n"
         for number, place, raw in _lines(self._file):
-            if not raw.endswith(b"\n"):
-                break  # a line cut short when an earlier run was killed
-            end = place + len(raw)
             try:
                 known = json.loads(raw)
+                line = known["line"]
                 if "reply" in known:
                     spool.answered(known["id"], place)
                 elif known["id"] is None:
-                    spool.told(known["line"])
-            except (ValueError, KeyError, TypeError, sqlite3.Error):
-                self._file.close()
+                    spool.told(line)
+            except (ValueError, KeyError, TypeError, RecursionError, OverflowError, sqlite3.Error) as error:
+                if isinstance(error, ValueError) and _is_torn(raw):
+                    self._file.truncate(place)
+                    return
                 raise UsageError(f"--out: line {number} of {path} is not a reply of an earlier run") from None
-        self._file.truncate(end)
-        self._file.seek(end)
+        if not raw.endswith(b"\n"):
+            self._file.write(b"\n")
 
     def write(self, record: dict[str, Any]) -> int:
         """Append a record and return where it is; it is in the file when this returns."""
@@ -221,14 +245,22 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
             place += len(raw)
 
 
+def _is_torn(raw: bytes) -> bool:
+    """Whether a line that is not JSON may be the beginning of a record, and the file's last line."""
+    whole = raw.endswith(b"\n") or len(raw) > MAX_LINE
+    return not whole and (raw.startswith(START) or START.startswith(raw))
+
+
 def _checked(number: int, raw: bytes) -> dict[str, Any]:
     """A line's fields, with its id filled in; ValueError says what is wrong, without showing the prompt."""
     if len(raw) > MAX_LINE:
         raise ValueError(f"is longer than {MAX_LINE} bytes")
     try:
-        line = json.loads(raw)
+        line = json.loads(raw, object_pairs_hook=_unambiguous, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
     if not isinstance(line, dict):
@@ -245,6 +277,18 @@ def _checked(number: int, raw: bytes) -> dict[str, Any]:
     if str(identity) != str(identity).encode("utf-8", "ignore").decode():
         raise ValueError('"id": must be valid Unicode')
     return {**line, "id": str(identity)}
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Of two tenants the last one would pay, and not everybody reads it so."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("names a field of an object twice")
+    return found
+
+
+def _no_number(_: str) -> None:
+    raise ValueError("is not JSON: NaN and Infinity are no numbers there")
 
 
 def _check_name(field: str, value: object) -> None:

@@ -78,7 +78,8 @@ def check_prompt(prompt: Any, most: int) -> None:
 def _encoded_size(prompt: str | list[Any]) -> int | None:
     """Bytes of a prompt as UTF-8, of a list as JSON; None if it cannot be written so."""
     try:
-        return len((prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)).encode())
+        text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, allow_nan=False)
+        return len(text.encode())
     except (TypeError, ValueError, RecursionError):
         return None
 

@@ -56,6 +56,33 @@ def test_the_demo_prints_tables_for_people(waitline: Waitline) -> None:
     assert "245 prompts answered, 3 refused" in ended.stdout
 
 
+def test_prompts_that_fail_are_counted_and_the_status_says_so(waitline: Waitline) -> None:
+    """A model that there is not: a row for each prompt, and a summary."""
+    ended = waitline("demo", "--model", "gpt-4")
+    assert ended.returncode == 1
+    assert ended.stderr == ""
+    assert "FAILED: " in ended.stdout
+    assert "0 prompts answered, NOT in order, 3 refused" in ended.stdout
+    assert "245 prompts failed." in ended.stdout
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    """As with ``| head -1``."""
+    with subprocess.Popen(
+        [*COMMAND, "demo", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_live_without_a_key_is_refused(waitline: Waitline) -> None:
     """No request leaves the machine by accident."""
     ended = waitline("demo", "--live")
@@ -71,8 +98,9 @@ def test_help_names_the_commands(waitline: Waitline) -> None:
         assert command in ended.stdout
 
 
-def test_upstream_serves_until_ctrl_c(tmp_path: Any) -> None:
-    """The printed address answers the real SDK; SIGINT ends it without a traceback."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_upstream_serves_until_it_is_told_to_end(tmp_path: Any, number: signal.Signals) -> None:
+    """The printed address answers the real SDK; a signal ends it without a traceback."""
     config = tmp_path / "claude.toml"
     script = '[[scripts]]\ncontains = "ping"\ntext = "pong"\n'
     config.write_text('api_keys = ["any"]\n' + script + "[latency]\nttft_base_s = 0.0\n")
@@ -95,10 +123,37 @@ def test_upstream_serves_until_ctrl_c(tmp_path: Any) -> None:
         )
         assert reply.content[0].type == "text"
         assert reply.content[0].text == "pong"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("claude.toml", b"\x95", "can't decode byte 0x95"),
+        ("claude.toml", b"x = " + b"[" * 50_000, "is nested too deeply"),
+        ("claude.json", b"[" * 50_000, "is nested too deeply"),
+    ],
+)
+def test_what_is_no_configuration_is_one_line(
+    tmp_path: Any, waitline: Waitline, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    ended = waitline("upstream", "--port", 0, "--config", tmp_path / name)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"waitline: --config: {name}: ")
+    assert words in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", [-1, 99_999])
+def test_a_port_that_there_is_not_is_named(waitline: Waitline, port: int) -> None:
+    ended = waitline("upstream", "--port", port)
+    assert ended.returncode == 2
+    assert "--port" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_bad_configuration_names_the_field(tmp_path: Any, waitline: Waitline) -> None:

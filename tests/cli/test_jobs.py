@@ -91,7 +91,13 @@ def test_jobs_are_listed_shown_cancelled_and_tried_again(dsn: str, waitline: Wai
         (("jobs", "cancel", "9" * 20), "there is none with id 99999999999999999999"),
         (("jobs", "list", "--most", "9" * 20), "--most"),
         (("jobs", "list", "--most", "0"), "--most"),
-        (("submit", "acme", "x", "--timeout", "1e10"), "timeout: must be at most"),
+        (("submit", "acme", "x", "--timeout", "1e10"), "--timeout: must be at most"),
+        (("submit", "acme", "x", "--timeout", "-1"), "--timeout: must not be negative"),
+        (("submit", "acme", "x", "--key", ""), "--key: must have 1 to 512 characters"),
+        (("submit", "", "x"), "tenant: must not be empty"),
+        (("submit", "acme", ""), "prompt: must not be empty"),
+        (("worker", "--simulated", "--concurrency", "0"), "--concurrency"),
+        (("worker", "--simulated", "--lease", "1e300"), "--lease: must be at most"),
         (("jobs", "list", "--state", "lost"), "--state: must be one of waiting, running"),
         (("submit", "acme", "x", "--rate", "nan"), "--rate, --burst"),
     ):
@@ -99,6 +105,20 @@ def test_jobs_are_listed_shown_cancelled_and_tried_again(dsn: str, waitline: Wai
         assert ended.returncode == 2
         assert text in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_odd_names_are_shown_and_not_obeyed(dsn: str, waitline: Waitline) -> None:
+    """Markup of the library that prints, and escapes of the terminal."""
+    for name, shown in (("[/acme]", "[/acme]"), ("\x1b[31mred", r"'\x1b[31mred'"), ("x" * 200, "x" * 200)):
+        ended = waitline("submit", name, "hi", "--no-wait", **{DATABASE: dsn})
+        assert ended.returncode == 0, ended.stderr
+        assert f"of {shown}: position 0" in ended.stderr
+        listed = waitline("jobs", "list", "--tenant", name, **{DATABASE: dsn}).stdout
+        assert shown in listed.split()
+        job = listed.splitlines()[1].split()[0]
+        assert f"tenant: {shown}\n" in waitline("jobs", "show", job, **{DATABASE: dsn}).stdout
+        listed += waitline("quotas", "show", name, **{DATABASE: dsn}).stdout
+        assert "\x1b" not in ended.stderr + listed
 
 
 def test_migrations_are_applied_once(empty_dsn: str, waitline: Waitline) -> None:
@@ -116,11 +136,37 @@ def test_without_a_database_one_is_started_in_a_folder_that_is_printed(
     assert "acme" in waitline("jobs", "list", "--data", tmp_path / "pg").stdout
 
 
-def test_a_database_that_is_not_there_is_one_line(waitline: Waitline) -> None:
-    ended = waitline("jobs", "list", **{DATABASE: "postgresql://nobody@127.0.0.1:1/none"})
+def test_a_database_without_a_schema_is_one_line(empty_dsn: str, waitline: Waitline) -> None:
+    for words in (("list",), ("show", "1"), ("retry", "1"), ("cancel", "1")):
+        ended = waitline("jobs", *words, **{DATABASE: empty_dsn})
+        assert ended.returncode == 2
+        assert ended.stderr == (
+            f'waitline: {DATABASE}: schema "waitline" does not exist: `waitline migrate` makes it\n'
+        )
+
+
+def test_sigterm_ends_a_submit_that_waits_and_its_database(tmp_path: Path, waitline: Waitline) -> None:
+    """Nothing is left behind, and the job is there."""
+    folder = tmp_path / "pg"
+    command = [*COMMAND, "submit", "acme", "hi", "--data", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stderr is not None
+        while "position 0" not in process.stderr.readline():
+            assert process.poll() is None
+        assert (folder / "data" / "postmaster.pid").exists()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 130
+        assert "Traceback" not in process.stderr.read()
+    assert not (folder / "data" / "postmaster.pid").exists()
+    assert "waiting" in waitline("jobs", "list", "--data", folder).stdout
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:1", "127.0.0.1:99999", "127.0.0.1:notaport", "[::1"])
+def test_a_database_that_is_not_there_is_one_line(waitline: Waitline, place: str) -> None:
+    ended = waitline("jobs", "list", **{DATABASE: f"postgresql://nobody@{place}/none"})
     assert ended.returncode == 2
-    assert "Traceback" not in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) <= 2
+    assert ended.stderr.startswith(f"waitline: {DATABASE}: ")
+    assert len(ended.stderr.strip().splitlines()) == 1
 
 
 def test_what_asks_no_model_loads_no_sdk() -> None:

@@ -43,6 +43,8 @@ def test_a_file_is_applied_and_shown(dsn: str, waitline: Waitline, tmp_path: Pat
     other = apply(3, 7)
     assert other.returncode == 2
     assert "version: 3 was applied before with another content" in other.stderr
+    path.write_text("x = " + "[" * 50_000)
+    assert ask("quotas", "apply", path).stderr == f"waitline: {path}: is nested too deeply\n"
     wrong = apply(4, 0)
     assert wrong.returncode == 2
     assert "default.requests.burst: must be at least 1, got 0" in wrong.stderr

@@ -113,7 +113,7 @@ async def test_killed_with_its_worker_a_second_start_has_every_prompt_answered_o
     """What was answered is not asked again; only what was under way when it was killed may be."""
     names = {DATABASE: dsn, **claude.names}
     command = ("run", prompts, "--durable", "--lease", "2", *PACE)
-    out = prompts.with_suffix(".replies.jsonl")
+    out = prompts.with_name("p.jsonl.replies.jsonl")
     with started(*command, names=names) as process:
         kept = kill_after(process, out, COUNT // 3)
     cut = dict(await jobs(dsn, "id::text, state"))
@@ -139,7 +139,7 @@ async def test_killed_beside_a_worker_nothing_is_asked_twice_and_nothing_is_lost
     """Another process answers meanwhile: the second start picks up what it finds."""
     names = {DATABASE: dsn, **claude.names}
     command = ("run", prompts, "--durable", "--no-worker", *PACE)
-    out = prompts.with_suffix(".replies.jsonl")
+    out = prompts.with_name("p.jsonl.replies.jsonl")
     with started("worker", names=names, stderr=subprocess.DEVNULL):
         with started(*command, names={DATABASE: dsn}) as process:
             kept = kill_after(process, out, COUNT // 3)
@@ -173,7 +173,7 @@ async def test_what_failed_is_tried_again_and_another_out_asks_again(
         assert ended.returncode == 1, ended.stderr
         assert "1 failed" in ended.stdout
         assert [tenant for (tenant,) in await jobs(dsn, "tenant")].count("bad") == tries
-    error = read_lines(file.with_suffix(".replies.jsonl"))[-1]["error"]
+    error = read_lines(file.with_name("p.jsonl.replies.jsonl"))[-1]["error"]
     assert error == {"type": "JobFailed", "message": "tenant 'bad': failed after 1 attempt: bad_request"}
     claude.mend()
     assert waitline("run", file, "--durable", **names).returncode == 0
@@ -197,7 +197,7 @@ async def test_a_session_of_the_file_is_not_one_of_the_tenant_s_own(
     kept = await connection.fetch("select name, turns from waitline.session")
     await connection.close()
     assert [tuple(row) for row in kept] == [("chat", 1)]
-    first, second = read_lines(file.with_suffix(".replies.jsonl"))
+    first, second = read_lines(file.with_name("p.jsonl.replies.jsonl"))
     assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
 
 
@@ -208,7 +208,7 @@ def test_without_a_database_one_is_started_in_a_folder_that_is_printed(
     ended = waitline("run", file, "--simulated", "--durable", "--data", tmp_path / "pg")
     assert ended.returncode == 0, ended.stderr
     assert f"an embedded PostgreSQL in {tmp_path / 'pg'}" in ended.stderr
-    assert len(read_lines(tmp_path / "p.replies.jsonl")) == 1
+    assert len(read_lines(tmp_path / "p.jsonl.replies.jsonl")) == 1
 
 
 @pytest.mark.parametrize(

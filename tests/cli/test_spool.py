@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.cli.spool import Replies, Spool
+from scheduler.cli.usage import UsageError
 
 tenants = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=3)
 prompts = st.text(min_size=1, max_size=30)
@@ -70,3 +73,69 @@ def test_a_tenant_with_a_long_line_does_not_hide_the_others() -> None:
             assert list(spool.scan()) == []
             assert list(spool.tenants()) == [("big", 500), *((f"t{i}", 1) for i in range(300))]
             assert len(list(spool.unanswered("big"))) == 500
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    """Two lines of a tenant."""
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"tenant": "a", "prompt": "x"}\n' * 2)
+    with closing(Spool(file)) as found:
+        assert list(found.scan()) == []
+        yield found
+
+
+REPLY = '{"id": "line-1", "line": 1, "tenant": "a", "reply": "hi"}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my precious notes, no newline",
+        '{"a": 1}',
+        '{"id": 7, "name": "mine"}\n',
+        '{"id": "line-1", "tenant": "a", "prompt": "of another file"}',
+        f"{REPLY}\nnotes",
+        f'{REPLY}\n{{"id": "line-2\n',
+        '{"id": null, "line": ' + "9" * 30 + "}",
+        "[" * 50_000,
+        '"' + "x" * 100,
+    ],
+)
+def test_a_file_that_is_not_replies_is_left_as_it_is(spool: Spool, tmp_path: Path, text: str) -> None:
+    """Also without a newline at its end."""
+    out = tmp_path / "out"
+    out.write_text(text)
+    with pytest.raises(UsageError, match=r"line \d of .* is not a reply of an earlier run"):
+        Replies(out, spool)
+    assert out.read_text() == text
+
+
+@pytest.mark.parametrize("cut", range(len(REPLY)))
+def test_a_record_cut_short_anywhere_is_taken_away(spool: Spool, tmp_path: Path, cut: int) -> None:
+    out = tmp_path / "out"
+    out.write_text(f"{REPLY}\n{REPLY[:cut]}")
+    with closing(Replies(out, spool)) as replies:
+        place = replies.write({"id": "line-2", "line": 2, "reply": "again"})
+        assert replies.read(place) == "again"
+    assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1, 2]
+
+
+def test_a_record_that_lacks_its_newline_only_is_kept(spool: Spool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_text(REPLY)
+    with closing(Replies(out, spool)) as replies:
+        replies.write({"id": "line-2", "line": 2, "reply": "again"})
+    assert [json.loads(line)["line"] for line in out.read_text().splitlines()] == [1, 2]
+    assert [line.id for line in spool.unanswered("a")] == ["line-2"]
+
+
+def test_one_run_at_a_time_writes_a_file(spool: Spool, tmp_path: Path) -> None:
+    """What it wrote stays, and whoever comes when it has ended may go on."""
+    out = tmp_path / "out"
+    with closing(Replies(out, spool)) as replies:
+        replies.write({"id": "line-1", "line": 1, "reply": "hi"})
+        with pytest.raises(UsageError, match="--out: another run writes"):
+            Replies(out, spool)
+    Replies(out, spool).close()
+    assert len(out.read_text().splitlines()) == 1

@@ -1,7 +1,10 @@
 """The runner behind `make mutants`: a mutant counts as caught only when the named test fails."""
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,17 +75,13 @@ class Project:
         text = PATCH.format(law=law, breaks="It does not double.", test=test, before=before, after=after)
         (self.root / "tests" / "mutants" / f"{name}.patch").write_text(text)
 
+    def command(self, laws: str) -> list[str]:
+        """The runner as make calls it."""
+        return [sys.executable, str(ROOT / "tools" / "mutants.py"), "--root", str(self.root), "--laws", laws]
+
     def run(self, laws: str = "1") -> subprocess.CompletedProcess[str]:
-        """Run the runner as make does."""
-        command = [
-            sys.executable,
-            str(ROOT / "tools" / "mutants.py"),
-            "--root",
-            str(self.root),
-            "--laws",
-            laws,
-        ]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        """Run it to its end."""
+        return subprocess.run(self.command(laws), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -139,6 +138,31 @@ def test_no_other_red_line_counts_as_a_catch(project: Project, after: str, test:
     assert done.returncode == 1
     assert complaint in done.stdout
     assert "0 of 1 caught" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_with_all_that_it_started(project: Project, tmp_path: Path, number: signal.Signals) -> None:
+    """Told to end in the midst of a test, it leaves neither processes nor folders."""
+    project.mutant("number * 3", test="test_that_takes_long")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    started = tmp_path / "started"
+    (project.root / "tests" / "test_double.py").write_text(
+        "import os, pathlib\n\ndef test_that_takes_long():\n"
+        f"    os.mkfifo({str(started)!r} + '.of')\n"
+        f"    pathlib.Path({str(started)!r}).write_text(str(os.getpid()))\n"
+        f"    open({str(started)!r} + '.of').read()\n"
+    )
+    with subprocess.Popen(project.command("1"), env={**os.environ, "TMPDIR": str(scratch)}) as process:
+        while not (started.exists() and started.read_text()):
+            assert process.poll() is None
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        process.send_signal(number)
+        assert process.wait(timeout=20) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_law_without_a_mutant_fails_the_run(project: Project) -> None:

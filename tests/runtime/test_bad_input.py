@@ -36,6 +36,8 @@ PROMPTS: list[tuple[Any, type[Exception], str]] = [
     ([object()], TypeError, "prompt: must be JSON content"),
     ([{"text": b"x"}], TypeError, "prompt: must be JSON content"),
     (NESTED, TypeError, "prompt: must be JSON content"),
+    ([math.nan], TypeError, "prompt: must be JSON content"),
+    ([{"text": -math.inf}], TypeError, "prompt: must be JSON content"),
     ("\ud800", TypeError, "prompt: must be JSON content of valid Unicode"),
     ([{"text": "\udfff"}], TypeError, "prompt: must be JSON content of valid Unicode"),
 ]

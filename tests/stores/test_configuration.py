@@ -37,12 +37,13 @@ def test_a_file_is_read() -> None:
     concurrency = 4
     weight = 2.5
     [tenants."of two words"]
+    concurrency = 1
     """
     assert read(text) == Configuration(
         3,
         {
             "acme": Quota(Rate(60, per=60), input_tokens=Rate(1000), concurrency=4, weight=2.5),
-            "of two words": Quota(),
+            "of two words": Quota(concurrency=1),
         },
         Quota(Rate(0.1, burst=2)),
     )

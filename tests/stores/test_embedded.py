@@ -132,6 +132,42 @@ async def test_half_a_cluster_is_made_anew(folder: Path) -> None:
     assert not half.exists()
 
 
+@pytest.mark.parametrize("name", ["data", "data.new"])
+def test_a_folder_of_somebody_else_s_is_left_as_it_is(folder: Path, name: str) -> None:
+    """Nothing in it is renamed, deleted or added."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "log").write_text("of another program")
+    with pytest.raises(EmbeddedError, match=f"{name}: is there, and is not of PostgreSQL"):
+        Embedded(folder).start()
+    assert {path.name for path in folder.rglob("*")} == {name, "log"}
+
+
+async def test_a_cluster_whose_maker_was_killed_at_once_is_made_anew(folder: Path) -> None:
+    (folder / "data.new" / "base").mkdir(parents=True)
+    (folder / "door.lock").touch()
+    with Embedded(folder) as server:
+        assert await ask(server, "select 1") == 1
+
+
+def test_a_start_that_is_interrupted_leaves_no_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the moment when it runs already, and nobody has said so."""
+    call, server = Embedded._call, Embedded(folder)
+
+    def interrupted(
+        self: Embedded, program: str, *words: str | int | Path
+    ) -> "subprocess.CompletedProcess[str]":
+        done = call(self, program, *words)
+        if "start" in words:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(Embedded, "_call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert (server.data / "PG_VERSION").exists()
+    assert not (server.data / "postmaster.pid").exists()
+
+
 async def test_no_statement_and_no_row_reaches_its_log(folder: Path) -> None:
     with Embedded(folder) as server:
         await ask(server, "create table short (prompt text check (length(prompt) < 9))")

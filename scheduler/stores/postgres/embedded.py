@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from time import sleep  # noqa: TID251 - a server is started before there is a loop, or in a thread
@@ -91,17 +91,19 @@ class Embedded:
             raise EmbeddedError(
                 f"{self.folder}: in a DSN a comma begins another host, choose a path without it"
             )
+        self._spare_others()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._door():
             used = self._used or (self.folder / "users.lock").open("a")
             try:
                 fcntl.flock(used, fcntl.LOCK_SH)
                 self._ensure_running()
+                self._used = used
             except BaseException:
                 self._used = None
-                used.close()
+                with used, suppress(EmbeddedError, OSError):  # it may have been told to start already
+                    self._leave(used)
                 raise
-            self._used = used
 
     def stop(self) -> None:
         """Give the server up. It stops if nobody else uses it; connections that are still open are cut."""
@@ -109,13 +111,17 @@ class Embedded:
             return
         with self._door(), self._used as used:
             self._used = None
-            try:
-                fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            stopped = self._call("pg_ctl", "stop", "-D", self.data, "-m", "fast", "-w", "-t", RECOVERY)
-            if stopped.returncode != 0 and self._answers():
-                raise EmbeddedError(f"PostgreSQL does not stop: {self.log} may say why")
+            self._leave(used)
+
+    def _leave(self, used: IO[str]) -> None:
+        """Stop the server if nobody else uses it."""
+        try:
+            fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        stopped = self._call("pg_ctl", "stop", "-D", self.data, "-m", "fast", "-w", "-t", RECOVERY)
+        if stopped.returncode != 0 and self._answers():
+            raise EmbeddedError(f"PostgreSQL does not stop: {self.log} may say why")
 
     def __enter__(self) -> Self:
         self.start()
@@ -125,6 +131,14 @@ class Embedded:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _spare_others(self) -> None:
+        """Refuse a folder that has something of these names which is none of ours, before it is touched."""
+        fresh = self.folder / "data.new"  # ours has no version yet where its maker was killed at once
+        found = (self.data,) if (self.folder / "door.lock").exists() else (self.data, fresh)
+        for data in found:
+            if data.exists() and not (data / "PG_VERSION").exists():
+                raise EmbeddedError(f"{data}: is there, and is not of PostgreSQL: choose another folder")
 
     @contextmanager
     def _door(self) -> Iterator[None]:

@@ -145,11 +145,13 @@ class ClaudeConfig:
     @classmethod
     def load(cls, path: Path) -> ClaudeConfig:
         """Read a `.toml` or `.json` file; raises `ConfigError` for its content and `OSError` for the file."""
-        text = path.read_text(encoding="utf-8")
         try:
+            text = path.read_text(encoding="utf-8")
             values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         except ValueError as error:
             raise ConfigError(f"{path.name}: {error}") from error
+        except RecursionError:
+            raise ConfigError(f"{path.name}: is nested too deeply") from None
         return cls.from_mapping(values)
 
     def to_mapping(self) -> dict[str, Any]:
