@@ -212,9 +212,9 @@ def _arrivals(
 
 
 def _save(state: TenantState, tenant: Tenant, now: int, whole: bool, taken: bool, crowded: bool) -> None:
-    """Take over what was decided, and when to decide again. `taken`: whether somebody took what was due.
+    """Take over what was decided, and when to decide again.
 
-    Otherwise a job that is left has been due for as long as it was.
+    `taken`: somebody took what was due; otherwise a job that is left has been due for as long as it was.
     """
     state.zeros = tenant.zeros
     state.running = tenant.running
@@ -284,17 +284,17 @@ def requota(
     for job in line:
         never = shape.never(job.cost)
         job.refusal = None if never is None else Refusal(Reason.NEVER, 0, never)
-    gone = [job for job in line if job.refusal is not None]
-    for job in (job for job in gone if job.paid):
-        tenant.refund(job.cost)
-    state.work = [0] * len(state.zeros)
+    gone, state.work = [job for job in line if job.refusal is not None], [0] * len(state.zeros)
     for job in line:
         if not job.paid and job.refusal is None:
             state.add_work(job.cost, 1)
     state.waiting -= len(gone)
     for job in gone:
-        if job.gate in gates:
-            gates[job.gate].count(job.cost, -1)
-            gates[job.gate].leave(state)
+        if job.paid:
+            tenant.refund(job.cost)  # in the buckets that the state has by now
+        if (gate := gates.get(job.gate)) is not None:
+            gate.count(job.cost, -1)
+            gate.leave(state)
+            gate.give_up(job.sequence, now)
     move(state, now)
     return gone

@@ -136,13 +136,39 @@ async def test_a_probe_may_call_and_opens_the_gate(dsn: str) -> None:
         assert await scheduler.submit("b", "open again") == "done"
 
 
-async def test_a_probe_that_is_cancelled_leaves_it_to_the_next(dsn: str) -> None:
+async def test_what_is_heard_counts_once_although_the_look_after_it_is_lost(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it heard again, one failure would be two, and a gate that is closed already closes for nobody."""
+    async with opened(dsn) as store:
+        await declare(store, Quota(concurrency=8))
+        job = await submit(store, "a")
+        look, lost = store.hearing.look, iter([ConnectionResetError()])
+
+        async def lose() -> None:
+            for error in lost:
+                raise error
+            await look()
+
+        monkeypatch.setattr(store.hearing, "look", lose)
+        for answer in (Answer.OVERLOADED, Answer.SPEND_LIMIT):
+            store.hearing.hear(Heard("x", 1, "z", Cost(), START, Signal(answer)))
+        await store.hearing.noted()
+        assert store.hearing.gates["x"].failures == 1
+        assert await store.rows(f"select kind from waitline.job where id = {job.id}") == [("spend_limit",)]
+
+
+@pytest.mark.parametrize("way", ["cancelled", "too large"])
+async def test_a_probe_that_is_over_leaves_it_to_the_next(dsn: str, way: str) -> None:
     async with opened(dsn) as store:
         await declare(store, Quota(concurrency=5))
         await store.hearing._write([Heard("x", 1, "a", Cost(), START, Signal(Answer.SPEND_LIMIT))])
         await store.move(START + 3601 * NS)
-        probe = await submit(store, "a")
-        await store.cancel(probe.id, "a")
+        probe = await submit(store, "a", cost=Cost(2))
+        if way == "cancelled":
+            await store.cancel(probe.id, "a")
+        else:
+            await store.set_quota("a", Quota(Rate(1)), FREE)
         await submit(store, "b")
         (claim,) = await all_claims(store, 5)
         assert claim.tenant == "b"

@@ -124,13 +124,17 @@ class Hearing:
         task.add_done_callback(self._pending.discard)
 
     async def _note(self, heard: Sequence[Heard]) -> Sequence[None]:
-        await patiently(partial(self._write, heard), SOON)
+        await self._write(heard)
         return [None] * len(heard)
 
-    async def _write(self, heard: Sequence[Heard]) -> None:
+    async def _hear(self, heard: Sequence[Heard]) -> tuple[list[News], list[str]]:
         async with self._connections.transaction() as connection:
-            news, closed = await gates.hear(connection, heard)
-        await self.look()
+            return await gates.hear(connection, heard)
+
+    async def _write(self, heard: Sequence[Heard]) -> None:
+        # Each step is repeated by itself: what was heard counts once, and is acted upon.
+        news, closed = await patiently(partial(self._hear, heard), SOON)
+        await patiently(self.look, SOON)
         self.publish(news)
         for name in closed:
             await patiently(partial(self._refuse, name))
