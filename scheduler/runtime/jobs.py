@@ -90,8 +90,7 @@ class Jobs(Runs):
     def _abort(self) -> None:
         """Withdraw whoever waits, and cancel whoever runs."""
         self._cancelling = True
-        waiting = [entry for entry in self.engine.everyone() if isinstance(entry, Turn)]
-        self.turn_away(waiting, lambda _: SchedulerClosed("the scheduler was closed while the call waited"))
+        self.turn_away(lambda _: SchedulerClosed("the scheduler was closed while the call waited"))
         for job in self._runs:
             self.interrupt(job, "closed")
         self.changed()
@@ -166,10 +165,9 @@ class Jobs(Runs):
     async def cancel_all(self, tenant: str) -> None:
         """Withdraw whoever waits for a tenant, and cancel its handlers."""
         last = self.engine.sequence
-        waiting = [entry for entry in self.engine.everyone() if isinstance(entry, Turn)]
         self.turn_away(
-            (turn for turn in waiting if turn.tenant == tenant and turn.holder is None),
             lambda turn: JobFailed(tenant, "cancelled", max(0, getattr(turn, "attempt", 1) - 1)),
+            lambda turn: turn.tenant == tenant and turn.holder is None,
         )
         self.changed()
         for _ in range(STEPS):  # those who were granted their turn just now begin to run

@@ -90,7 +90,7 @@ class StandingIn(Turns):
     def stop(self) -> None:
         """Grant nobody any more, and write down what is owed."""
         self.gates.tell()
-        self._dismiss(lambda _: SchedulerClosed("the scheduler was closed while the call waited"))
+        self.turn_away(lambda _: SchedulerClosed("the scheduler was closed while the call waited"))
         self.write()
         self.shut()
 
@@ -219,11 +219,8 @@ class StandingIn(Turns):
         """Send all who wait to the store, in the order of their lines, and write down what is owed."""
         self.is_needed = False
         self.gates.tell()
-        self._dismiss(lambda _: Back())
+        self.turn_away(lambda _: Back())
         self.write()
-
-    def _dismiss(self, why: Callable[[Turn], Exception]) -> None:
-        self.turn_away((entry for entry in self.engine.everyone() if isinstance(entry, Turn)), why)
 
     @property
     def unrecorded(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from operator import attrgetter
 
 from scheduler.core.engine import Engine
@@ -136,12 +136,15 @@ class Turns:
             self.counts["cancelled"] += 1
         self.changed()
 
-    def turn_away(self, turns: Iterable[Turn], why: Callable[[Turn], Exception]) -> None:
-        """Have several callers wait no more, in the order of their lines.
+    def turn_away(
+        self, why: Callable[[Turn], Exception], whom: Callable[[Turn], bool] = lambda _: True
+    ) -> None:
+        """Have callers wait no more, all or some, in the order of their lines.
 
         All are told before any of them leaves: whoever the end of another lets go must not run for it.
         """
-        leaving = sorted(turns, key=attrgetter("key"))
+        waiting = [entry for entry in self.engine.everyone() if isinstance(entry, Turn)]
+        leaving = sorted(filter(whom, waiting), key=attrgetter("key"))
         for turn in leaving:
             turn.failed(why(turn))
         for turn in reversed(leaving):
