@@ -25,6 +25,7 @@ from rich.console import Console
 
 from scheduler.cli import gates, jobs, quotas  # noqa: F401 - they add their commands
 from scheduler.cli.app import app
+from scheduler.stores.postgres.connections import PINNED
 from tests.project.repository import ROOT, name_of
 from tests.stores.servers import running
 
@@ -158,6 +159,13 @@ async def test_the_queries_on_the_pages_run(request: pytest.FixtureRequest) -> N
                 pytest.fail(f"{block}: {error}")
             await transaction.rollback()
         await connection.close()
+
+
+def test_the_settings_on_the_pages_are_those_of_a_connection() -> None:
+    """Whoever gives them to the role, because of a pooler, has the same plans."""
+    shown = (ROOT / "docs/operations.md").read_text()
+    given = dict(re.findall(r"^alter role current_user set (\w+) = '?(\w+)'?;$", shown, re.MULTILINE))
+    assert given == {name: value for name, value in PINNED.items() if name != "application_name"}
 
 
 QUIETLY: dict[str, Any] = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}

@@ -110,6 +110,8 @@ async def rescue(connection: Connection, about: int, max_attempts: int | None, m
     `max_attempts` None leaves the jobs of dead workers to those who run jobs.
     """
     found = await connection.fetch(statement("lost"), most, about, max_attempts is not None)
+    if not found:
+        return 0
     # All at once, in the one order: what follows locks some of them again.
     await Locked.these(connection, {row["tenant"] for row in found})
     waiting = [row for row in found if not row["running"]]

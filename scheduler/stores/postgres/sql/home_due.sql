@@ -24,15 +24,18 @@ select
         (select min(due) from own), (select min(calls) from waitline.gate)
     ) as gates
 from clock
-left join waitline.tenant as t on t.name = any($1::text[]) and t.due is not null and (
-    t.due > clock.now
-    or (
-        select home is not null
-        from waitline.job
-        where tenant = t.name and place is not null
-        order by place, coalesce(holder, id)
-        limit 1
-    )
-    or (select true from waitline.job where tenant = t.name and holder is not null and state = 0 limit 1)
-    or (select true from waitline.overload)
-)
+-- By their names: what says more plainly that something is due may be planned as a walk over all tenants of which it is.
+left join waitline.tenant as t on t.name = any($1::text[]) and case
+    when t.due is null then false
+    when t.due > clock.now then true
+    else
+        (
+            select home is not null
+            from waitline.job
+            where tenant = t.name and place is not null
+            order by place, coalesce(holder, id)
+            limit 1
+        )
+        or (select true from waitline.job where tenant = t.name and holder is not null and state = 0 limit 1)
+        or (select true from waitline.overload)
+end
