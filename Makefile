@@ -48,7 +48,7 @@ docs: $(VENV)/.dev ## Build the documentation into site/, warnings are errors
 
 .PHONY: mutants
 mutants: $(VENV)/.dev ## Break each law on purpose: the named test must fail
-	@$(BIN)/python tools/mutants.py $(ARGS) -- --hypothesis-profile=mutants
+	@$(BIN)/python tools/mutants.py $(ARGS) -- --hypothesis-profile=mutants --timeout=20
 
 .PHONY: faults
 faults: $(VENV)/.dev ## Kill processes by the hundred and judge what is left (ARGS="--kills 1200 --seed 7")

@@ -33,7 +33,7 @@ LONG = (
         f"agent/test_agent_{name}.py"
         for name in ("batch_endings", "batch_failures", "batch_memories", "gates")
     ),
-    "cli/test_run_durable.py",
+    *(f"cli/test_{name}.py" for name in ("demo", "jobs", "run", "run_durable")),
 )
 LEFT_OUT = (
     *("core", "conformance", "faults", "acceptance", "benchmarks"),
@@ -42,6 +42,13 @@ LEFT_OUT = (
 )
 """Properties of the arithmetic and of races, and what takes long: they only need modules and SQL that other
 tests use too. And what is not in a wheel."""
+
+COMMANDS = (
+    "demo.py::test_the_demo_shows_its_four_scenes",
+    "jobs.py::test_a_worker_answers_what_is_submitted_and_ends_on_sigterm",
+    "run.py::test_every_line_is_answered_with_its_id_tenant_waits_and_usage",
+)
+"""Of what takes long, because each starts processes, what shows that the commands work."""
 
 SERVERS = {"WAITLINE_TEST_SERVERS": "18"}
 """One PostgreSQL is enough to see that a wheel has its SQL: see `tests.stores.servers`."""
@@ -92,9 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shutil.copy2(ROOT / "pyproject.toml", away)  # pytest's settings, and the list of what the tests need
         install(python, f"waitline[all] @ {wheel.as_uri()}", "--group", "test", cwd=away)
         call(folder / "environment" / "bin" / "waitline", "--help", cwd=away)
-        tests = ["-m", "pytest", "--installed", "-q", "-n", "3", "--hypothesis-profile=ci"]
-        tests += [f"--ignore=tests/{path}" for path in LEFT_OUT]
-        call(python, *tests, *options.pytest, cwd=away)
+        tests = ["-m", "pytest", "--installed", "-q", "-n", "3", "--hypothesis-profile=ci", *options.pytest]
+        call(python, *tests, *(f"--ignore=tests/{path}" for path in LEFT_OUT), cwd=away)
+        call(python, *tests, *(f"tests/cli/test_{name}" for name in COMMANDS), cwd=away)
 
 
 if __name__ == "__main__":

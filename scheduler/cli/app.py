@@ -164,14 +164,17 @@ def run_file(
         The folder of the embedded PostgreSQL.
     """
     from scheduler.cli.options import Options
+
+    out = out or Path(f"{file}.replies.jsonl")
+    options = Options(file, out, rate, burst, strict, max_running, timeout, worker, lease)
+    options.check()
+    database = _database(durable, worker, data)
+    # After what can be wrong without it: importing the SDK takes a second.
     from scheduler.cli.prompts import answer_file
     from scheduler.cli.wiring import Upstream
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
-    out = out or Path(f"{file}.replies.jsonl")
-    options = Options(file, out, rate, burst, strict, max_running, timeout, worker, lease)
-    options.check()
-    with _database(durable, worker, data) as dsn:
+    with database as dsn:
         return loop(lambda: answer_file(upstream, options, dsn))
 
 
