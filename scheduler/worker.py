@@ -189,8 +189,8 @@ class Worker:
     @property
     def _room(self) -> int:
         """How many jobs more it can take; many that have ended and are not recorded yet count as well."""
-        unrecorded = len(self._tries) - self._deferring.taken
-        return min(self._concurrency - self._running, 2 * self._concurrency - unrecorded)
+        unrecorded = len(self._tries) - self._deferring.taken  # of deferred ones any number may end at once
+        return max(0, min(self._concurrency - self._running, 2 * self._concurrency - unrecorded))
 
     async def _take_deferred(self, group: asyncio.TaskGroup) -> None:
         async for claim in self._deferring.take(self._store, self.name):

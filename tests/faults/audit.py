@@ -114,16 +114,22 @@ def violations(found: Evidence) -> list[str]:
 
 def one_tenant(found: Evidence, row: Row) -> Iterator[str]:
     name = row["name"]
-    starts, blocks, events = (
-        [line for line in lines if line["tenant"] == name]
-        for lines in (found.starts, found.blocks, found.events)
-    )
+    events = [event for event in found.events if event["tenant"] == name]
+    starts, blocks = _granted(found.starts, events), _granted(found.blocks, events)
     anew = found.time if name in found.forgotten else None
     return tenant_is_served_by_law(row, events, starts, blocks, found.wishes, anew)
 
 
 def one_gate(found: Evidence, row: Row) -> Iterator[str]:
-    return gate_is_passed_by_law(row, found.events, found.starts, found.blocks, found.wishes)
+    events = [event for event in found.events if event["gate"] == row["name"]]
+    starts, blocks = _granted(found.starts, events), _granted(found.blocks, events)
+    return gate_is_passed_by_law(row, events, starts, blocks, found.wishes)
+
+
+def _granted(lines: Sequence[Row], events: Sequence[Row]) -> list[Row]:
+    """The starts of what was granted by these events. Those of deferred jobs are nobody's permits."""
+    grants = {(event["job"], event["tries"]) for event in events if event["what"] == "granted"}
+    return [line for line in lines if (line["job"], line["tries"]) in grants]
 
 
 def accepted_is_kept(found: Evidence) -> Iterator[str]:
@@ -143,7 +149,7 @@ def one_end_each(found: Evidence) -> Iterator[str]:
             ends[event["job"]] += 1
             if event["what"] != "ended" and event["home"] is None:
                 yield f"job {event['job']}: {event['what']} without an end"
-        elif event["what"] not in ("accepted", "granted", "again"):
+        elif event["what"] not in ("accepted", "granted", "again", "deferred", "taken", "freed"):
             yield f"job {event['job']}: {event['what']}"
     for number in sorted(seen | found.jobs.keys()):
         if ends[number] != 1:
@@ -170,7 +176,7 @@ def one_result_each(found: Evidence) -> Iterator[str]:
 def one_start_a_grant(found: Evidence) -> Iterator[str]:
     grants: dict[int, list[int]] = defaultdict(list)
     for event in found.events:
-        if event["what"] == "granted":
+        if event["what"] in ("granted", "taken"):
             grants[event["job"]].append(event["tries"])
     for number, tries in grants.items():
         if tries != list(range(1, len(tries) + 1)):

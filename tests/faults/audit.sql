@@ -10,7 +10,8 @@ create table public.event (
     tries integer not null,
     slot bigint,
     home text,
-    worker text
+    worker text,
+    gate text
 );
 
 create function public.witness() returns trigger language plpgsql as $$
@@ -24,19 +25,25 @@ begin
         job = old;
         what = case old.state when 0 then 'withdrawn' when 1 then 'left' end;
     elsif old.state = 0 and new.state = 1 then
-        what = 'granted';
+        what = case when new.deferred then 'deferred' else 'granted' end;
     elsif old.state = 1 and new.state = 0 then
         what = 'again';
     elsif old.state < 2 and new.state > 1 then
         what = 'ended';
     elsif old.state > 1 and not (new.forget and new.state = old.state) then
         what = 'changed after its end';
+    elsif new.deferred and new.worker <> '' and old.tries <> new.tries then
+        what = 'taken';
+    elsif new.deferred and new.worker = '' and old.worker <> '' then
+        what = 'freed';
     elsif old.tries <> new.tries then
         what = 'granted twice';
     end if;
     if what is not null then
-        insert into public.event (what, job, tenant, tries, slot, home, worker)
-        values (what, job.id, job.tenant, job.tries, job.slot, job.home, coalesce(job.worker, old.worker));
+        insert into public.event (what, job, tenant, tries, slot, home, worker, gate)
+        values (
+            what, job.id, job.tenant, job.tries, job.slot, job.home, coalesce(job.worker, old.worker), job.gate
+        );
     end if;
     return null;
 end

@@ -29,7 +29,7 @@ from waitline.gate as g
 def gate_is_passed_by_law(
     row: Row, events: Sequence[Row], starts: Sequence[Row], blocks: Sequence[Row], wishes: Mapping[int, bool]
 ) -> Iterator[str]:
-    """All jobs and callers pass the one gate that there is; see `tenant_is_served_by_law` for the rest."""
+    """All that is told is of those who passed it; see `tenant_is_served_by_law` for the rest."""
     name, quota, state = f"gate {row['name']}", read_upstream(row["given"]).quota, json.loads(row["state"])
     yield from nothing_is_left(name, row, state)
     yield from concurrency(name, quota, events)

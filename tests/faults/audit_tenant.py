@@ -112,19 +112,26 @@ def in_order(events: Iterable[Row]) -> list[Row]:
 
 
 def order(name: str, events: Sequence[Row], starts: Sequence[Row]) -> Iterator[str]:
+    """In the line for each gate. Who took a rung while it waited came to another one than at first."""
+    came = {event["job"]: event["gate"] for event in events if event["what"] == "accepted"}
     grants = in_order(event for event in events if event["what"] == "granted")
-    firsts = [grant["job"] for grant in grants if grant["tries"] == 1]
-    if firsts != sorted(firsts):
-        at = next(at for at, (one, other) in enumerate(pairwise(firsts)) if other < one)
-        yield f"{name}: jobs {firsts[at]} and {firsts[at + 1]} were granted in this order"
     slots = [grant["slot"] for grant in grants]
     if slots != sorted(slots):
         yield f"{name}: slots go back"
-    by_worker: dict[str, list[int]] = defaultdict(list)
+    lines: dict[Any, list[int]] = defaultdict(list)
+    for grant in grants:
+        if grant["tries"] == 1 and grant["gate"] == came.get(grant["job"]):
+            lines[grant["gate"]].append(grant["job"])
+    stayed = {job: gate for gate, jobs in lines.items() for job in jobs}
+    for jobs in lines.values():
+        if jobs != sorted(jobs):
+            at = next(at for at, (one, other) in enumerate(pairwise(jobs)) if other < one)
+            yield f"{name}: jobs {jobs[at]} and {jobs[at + 1]} were granted in this order"
+    by_worker: dict[Any, list[int]] = defaultdict(list)
     for line in sorted(starts, key=lambda line: line["at"]):
-        if line["tries"] == 1:
-            by_worker[line["worker"]].append(line["job"])
-    for worker, jobs in by_worker.items():
+        if line["tries"] == 1 and line["job"] in stayed:
+            by_worker[line["worker"], stayed[line["job"]]].append(line["job"])
+    for (worker, _), jobs in by_worker.items():
         if jobs != sorted(jobs):
             yield f"{name}: first starts out of order in {worker}: {jobs}"
 

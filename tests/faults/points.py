@@ -32,6 +32,7 @@ OPERATIONS: tuple[tuple[type, str, str], ...] = (
     (PostgresStore, "beat", "beat"),
     (PostgresStore, "forget", "forget"),
     (Hearing, "_write", "hear"),
+    (Hearing, "_look_at_some", "look"),
     (Home, "_join", "join"),
     (Home, "_grant", "grant"),
     (Home, "_give_back", "back"),
@@ -43,6 +44,7 @@ STATEMENTS = {
     "plain": "select waitline.submit_plain(",
     "ended": "select waitline.settle_plain(",
     "claimed": "select * from waitline.claim_plain(",
+    "taken": statement("claim_deferred"),
 }
 """How the statements begin that have points of their own."""
 
@@ -81,12 +83,13 @@ CALLER_POINTS = (
 )
 FORGET_POINTS = tuple(f"forget.{moment}" for moment in UNSURE)
 HEAR_POINTS = tuple(f"hear.{moment}" for moment in UNSURE)
+LADDER_POINTS = (*(f"look.{moment}" for moment in UNSURE), "taken.sent", "taken.after")
 
 OUTSIDE = "outside"
 """The name under which a kill at a random instant is counted."""
 
 WHO = {
-    "worker": (*WORKER_POINTS, *RESCUE_POINTS, *HEAR_POINTS),
+    "worker": (*WORKER_POINTS, *RESCUE_POINTS, *HEAR_POINTS, *LADDER_POINTS),
     "caller": CALLER_POINTS,
     "submitter": SUBMIT_POINTS,
     "plain": PLAIN_POINTS,
@@ -102,10 +105,13 @@ HOLDERS = frozenset({*WHO["worker"], *WHO["caller"], OUTSIDE})
 GATED = frozenset(HEAR_POINTS)
 """Points that nobody comes to without a gate."""
 
+CLIMBED = frozenset(LADDER_POINTS)
+"""Points that nobody comes to without a ladder."""
+
 UNGATED = frozenset({"claimed.sent", "claimed.after", "ended.sent", "ended.after", *PLAIN_POINTS})
 """Points that nobody comes to with one: nothing is decided in one round trip there."""
 
-LOCKS = {"rescue": 2, "forget": 2}
+LOCKS = {"rescue": 2, "forget": 2, "look": 2}
 """Which answer that is not empty means that the locks are held, where it is not the first."""
 
 

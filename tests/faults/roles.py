@@ -8,17 +8,19 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scheduler import Answer, Job, Policy, Quota, Rate, Scheduler, Signal
+from scheduler import Answer, Job, Policy, Quota, Rate, Rung, Scheduler, Signal
 from scheduler.stores.postgres import PostgresStore, forgetting
 from scheduler.stores.postgres.connections import LOST
 from scheduler.worker import Worker
 from tests.faults.points import Trap
 
 PATIENT = Policy(max_wait=None, max_queue=100_000)
+
+LADDER = (Rung(after=0.1, gate="small"), Rung(after=0.3, defer="batch"))
 
 OVERLOADED = 0.05
 """The share of calls behind a gate of which the upstream says that it is overloaded."""
@@ -50,6 +52,9 @@ class Role:
     """Of the gate that all tenants share, if there is one."""
     gate_burst: int = 10
     gate_slots: int | None = None
+    small_rate: float | None = None
+    """Of a second gate, which jobs pass that would wait for long at the first; if they still do, they are
+    deferred."""
     keys: tuple[tuple[str, str], ...] = ()
     """Of a submitter: (tenant, key) of what it submits."""
     tenants: tuple[str, ...] = ()
@@ -71,11 +76,19 @@ class Role:
         return Quota(Rate(self.rate, burst=self.burst), concurrency=self.slots)
 
     @property
-    def gate(self) -> Quota | None:
-        """The gate, if there is one. Whoever sets the stage declares it, and all others find it."""
+    def gates(self) -> dict[str, Quota] | None:
+        """The gates, if there are any. Whoever sets the stage declares them, and all others find them."""
         if self.gate_rate is None:
             return None
-        return Quota(Rate(self.gate_rate, burst=self.gate_burst), concurrency=self.gate_slots)
+        gates = {"default": Quota(Rate(self.gate_rate, burst=self.gate_burst), concurrency=self.gate_slots)}
+        if self.small_rate is not None:
+            gates["small"] = Quota(Rate(self.small_rate, burst=5))
+        return gates
+
+    @property
+    def policy(self) -> Policy:
+        """Of jobs: however long they wait, with a ladder if there is a second gate."""
+        return PATIENT if self.small_rate is None else replace(PATIENT, ladder=LADDER)
 
 
 class Log:
@@ -117,6 +130,7 @@ class Working:
             concurrency=role.concurrency,
             max_attempts=role.max_attempts,
             name=role.name,
+            deferred=self._handle,
         )
 
     async def _handle(self, job: Job) -> dict[str, Any]:
@@ -140,7 +154,7 @@ class Working:
         finally:
             self._inside -= 1
         self._ends.write(job=claim.id, tries=claim.tries, worker=self._role.name)
-        if job.gate:  # some answers take slots away from it, and the others give them back
+        if job.gate and not job.receipt.deferred:  # some answers take slots away, the others give them back
             short = self._draw.random() < OVERLOADED
             job.hear(Signal(Answer.OVERLOADED if short else Answer.ACCEPTED))
         return {"job": claim.id, "tries": claim.tries}
@@ -156,6 +170,10 @@ class Working:
                 await asyncio.sleep(0.1)
 
 
+async def elsewhere(job: Job) -> None:
+    """Nothing is run by whoever submits: workers take what is deferred."""
+
+
 async def submit(role: Role) -> None:
     """Submit under keys, and note what was accepted. One call waits for its result until the process dies."""
     accepted = Log(Path(role.folder) / "accepted")
@@ -163,7 +181,8 @@ async def submit(role: Role) -> None:
     store = PostgresStore(role.dsn, migrate=False)
     plain = role.kind == "plain"  # without keys and slots: the database itself judges such jobs
     quota = Quota(role.quota.requests) if plain else role.quota
-    async with Scheduler(store=store, quotas=quota, policy=PATIENT) as scheduler:
+    policy = PATIENT if plain else role.policy
+    async with Scheduler(store=store, quotas=quota, policy=policy, deferred=elsewhere) as scheduler:
         for tenant, key in role.keys:
             ticket = await scheduler.enqueue(tenant, key, key=None if plain else key)
             accepted.write(job=int(ticket.id), tenant=tenant, key=None if plain else key)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from tests.faults.points import GATED, HOLDERS, OUTSIDE, POINTS, RESCUE_POINTS, UNGATED, WHO
+from tests.faults.points import CLIMBED, GATED, HOLDERS, OUTSIDE, POINTS, RESCUE_POINTS, UNGATED, WHO
 from tests.faults.processes import Process
 from tests.faults.stage import Machine, Stage, crowd, stage
 from tests.faults.tally import Kill, Tally
@@ -49,7 +49,10 @@ def draw(rng: random.Random) -> tuple[int, dict[str, Any]]:
 
 
 def draw_gate(seed: int, number: int) -> dict[str, Any]:
-    """The gate of a round: every third one has one. Drawn apart, so that the others stay what they were."""
+    """The gates of a round: every third one has one, every sixth a second one that ladders lead to.
+
+    Drawn apart, so that the other rounds stay what they were.
+    """
     if number % 3 != 1:
         return {}
     rng = random.Random(f"gate {seed} {number}")
@@ -57,6 +60,7 @@ def draw_gate(seed: int, number: int) -> dict[str, Any]:
         "gate_rate": rng.choice([100.0, 200.0, 307.0]),
         "gate_burst": rng.choice([1, 10, 50]),
         "gate_slots": rng.choice([None, 30, 60]),
+        "small_rate": rng.choice([30.0, 71.0, 200.0]) if number % 6 == 4 else None,
     }
 
 
@@ -102,6 +106,11 @@ class Round:
         self._tally.others["jobs"] += what["accepted", False]
         self._tally.others["callers"] += what["accepted", True]
         self._tally.others["grants"] += what["granted", False] + what["granted", True]
+        self._tally.others["jobs that were deferred"] += what["deferred", False]
+        came = {event["job"]: event["gate"] for event in found.events if event["what"] == "accepted"}
+        self._tally.others["grants at another gate than at first"] += sum(
+            event["what"] == "granted" and event["gate"] != came[event["job"]] for event in found.events
+        )
         self._tally.others["jobs that failed after all their attempts"] += sum(
             job["kind"] == "worker_lost" for job in found.jobs.values()
         )
@@ -114,7 +123,10 @@ class Round:
 
     def _choose(self) -> str:
         """One of the points that had the fewest, counting those that somebody is on the way to."""
-        beyond = GATED if self._scene.defaults.get("gate_rate") is None else UNGATED
+        settings = self._scene.defaults
+        beyond = (GATED if settings.get("gate_rate") is None else UNGATED) | (
+            CLIMBED if settings.get("small_rate") is None else set()
+        )
         had = {p: self._tally.in_flight(p) + self._chosen[p] for p in POINTS if p not in beyond}
         fewest = min(had.values())
         point = self._rng.choice([point for point, number in had.items() if number == fewest])

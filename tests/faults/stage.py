@@ -23,7 +23,7 @@ from scheduler.stores.postgres.embedded import Embedded
 from scheduler.stores.postgres.migrate import migrate
 from tests.faults import audit
 from tests.faults.processes import Process, Processes
-from tests.faults.roles import PATIENT, Role
+from tests.faults.roles import Role, elsewhere
 
 SETTINGS = {"fsync": "off", "max_connections": "200", "max_wal_size": "256MB"}
 """What is committed survives a killed server (a machine that stops is another matter)."""
@@ -223,7 +223,7 @@ async def stage(machine: Machine, title: str, *, seed: int = 0, **defaults: Any)
             role = Role(name="", kind="", dsn=dsn, folder=name, **built.defaults)
             store = PostgresStore(dsn, migrate=False)
             async with Scheduler(
-                store=store, quotas=role.quota, gates=role.gate, policy=PATIENT
+                store=store, quotas=role.quota, gates=role.gates, policy=role.policy, deferred=elsewhere
             ) as scheduler:
                 built.scheduler = scheduler
                 yield built

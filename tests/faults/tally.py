@@ -49,7 +49,7 @@ def flights(events: Iterable[dict[str, Any]]) -> Iterator[Flight]:
         granted = under_way.pop(event["job"], None)
         if granted is not None:
             yield Flight(granted["worker"], granted["at"], event["at"])
-        if event["what"] == "granted":
+        if event["what"] in ("granted", "taken"):
             under_way[event["job"]] = event
     for granted in under_way.values():
         yield Flight(granted["worker"], granted["at"], float("inf"))

@@ -15,6 +15,7 @@ from tests.faults.audit import Evidence
 from tests.faults.points import (
     CALLER_POINTS,
     HEAR_POINTS,
+    LADDER_POINTS,
     RESCUE_POINTS,
     SUBMIT_POINTS,
     UNGATED,
@@ -67,9 +68,30 @@ async def test_whoever_dies_at_any_point_takes_nothing_of_a_gate_along(server: M
         assert found.gates, "and all of that in front of one"
 
 
+async def test_whoever_dies_at_any_point_of_a_ladder_takes_no_job_along(server: Machine) -> None:
+    """They go to the other gate, and on to whoever takes deferred ones, while those die who do that."""
+    gates = {"gate_rate": 60.0, "gate_burst": 5, "small_rate": 20.0}
+    async with stage(server, "points of a ladder", seed=SEED, lease=0.5, longest=0.05, **gates) as scene:
+        async with asyncio.TaskGroup() as group:
+            fed = group.create_task(feed(scene, "job-"))
+            await die(scene, LADDER_POINTS, 2)
+            fed.cancel()
+        found = await scene.finish()
+        assert sorted(kill["point"] for kill in scene.kills()) == sorted(LADDER_POINTS), scene.title
+        what = {event["what"] for event in found.events}
+        assert {"deferred", "taken", "freed"} <= what, "deferred, had by somebody, and by somebody else"
+        assert {event["gate"] for event in found.events if event["what"] == "granted"} == {"default", "small"}
+
+
 async def test_some_deaths_at_random_with_a_gate(server: Machine) -> None:
     tally = Tally()
     await play(server, 1, 1, 6, tally)
+    assert tally.killed >= 5
+
+
+async def test_some_deaths_at_random_with_a_ladder(server: Machine) -> None:
+    tally = Tally()
+    await play(server, 1, 4, 6, tally)
     assert tally.killed >= 5
 
 

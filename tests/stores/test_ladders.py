@@ -24,6 +24,7 @@ from scheduler import (
 from scheduler.stores.postgres import PostgresStore
 from scheduler.worker import Worker
 from tests.stores.test_gates import gated
+from tests.upstreams.calls import until
 
 SLOW = Quota(Rate(1, per=3600, burst=1))
 OPEN = Quota()
@@ -209,3 +210,34 @@ async def test_the_next_of_a_session_waits_for_a_deferred_job(dsn: str) -> None:
             await asyncio.gather(second.result(), third.result())
             worker.stop()
     assert order == ["first", "second", "third"]
+
+
+async def test_more_deferred_jobs_end_at_once_than_a_worker_may_have_unrecorded(dsn: str) -> None:
+    """It takes no others until they are recorded, and asks for none meanwhile."""
+    rooms, full, go_on = [], asyncio.Event(), asyncio.Event()
+
+    class Store(PostgresStore):
+        async def claim(self, worker: str, slots: int) -> Any:
+            rooms.append(slots)
+            return await super().claim(worker, slots)
+
+        async def record(self, endings: Any) -> Any:
+            full.set()
+            await go_on.wait()
+            return await super().record(endings)
+
+    async with gated(dsn, TWO, workers=0, deferred=told) as scheduler:
+        async with scheduler.admit("a", gate="large"):
+            pass
+        later = [await scheduler.enqueue("a", f"{n}", gate="large", policy=BATCH) for n in range(5)]
+        async with asyncio.TaskGroup() as group:
+            worker = Worker(told, Store(dsn), concurrency=1, deferred=told)
+            group.create_task(worker.run(signals=False))
+            await full.wait()
+            other = await scheduler.enqueue("b", "x", gate="small")
+            await until(lambda: worker._next_due is not None)  # it has heard of that
+            go_on.set()
+            for ticket in (*later, other):
+                await ticket.result()
+            worker.stop()
+    assert set(rooms) == {1}

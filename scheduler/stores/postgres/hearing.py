@@ -146,11 +146,15 @@ class Hearing:
         """Let jobs take rungs that have waited for as long as they say; how many were looked at."""
         looked, some = 0, looking.MOST
         while some == looking.MOST:
-            async with self._connections.transaction() as connection:
-                some, news = await looking.look(connection, self._store.about())
-            self.publish(news)
+            some = await self._look_at_some()
             looked += some
         return looked
+
+    async def _look_at_some(self) -> int:
+        async with self._connections.transaction() as connection:
+            some, news = await looking.look(connection, self._store.about())
+        self.publish(news)
+        return some
 
     async def _refuse(self, name: str) -> None:
         """Refuse all who wait at a gate that was closed, and have no other way."""
