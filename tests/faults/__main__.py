@@ -1,6 +1,6 @@
 """The long session: ``python -m tests.faults --kills 1200 --seed 7``.
 
-From 1,100 kills on it fails, beside for a violated law, if a point was hit too seldom with a grant in flight.
+From 1,200 kills on it fails, beside for a violated law, if a point was hit too seldom with a grant in flight.
 """
 
 from __future__ import annotations
