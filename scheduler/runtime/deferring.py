@@ -48,9 +48,7 @@ class Deferring:
         """Jobs that are deferred, until it is closed."""
         while not self._closed:
             self.wake.clear()
-            claims: list[Claim] = []
-            with suppress(*store.lost):
-                claims = await store.claim_deferred(worker, self._room) if self._room else []
+            claims = await store.claim_deferred(worker, self._room) if self._room else []
             self._room -= len(claims)
             for claim in claims:
                 yield claim

@@ -19,6 +19,9 @@ WITNESS = Path(__file__).with_name("audit.sql")
 
 DONE, FAILED, CANCELLED = 2, 3, 4
 
+LAST = ("worker_lost", "Retry")
+"""What the last attempt of a job may have failed by."""
+
 
 @dataclass
 class Evidence:
@@ -153,8 +156,11 @@ def one_end_each(found: Evidence) -> Iterator[str]:
             yield f"job {event['job']}: {event['what']}"
     for number in sorted(seen | found.jobs.keys()):
         if ends[number] != 1:
-            state = found.jobs.get(number, {}).get("state")
-            yield f"job {number}: ended {ends[number]} times, state {state}"
+            left = ("state", "worker", "lease", "attempt", "place", "turn", "returns", "session", "deferred")
+            job = {
+                name: value for name in left if (value := found.jobs.get(number, {}).get(name)) is not None
+            }
+            yield f"job {number}: ended {ends[number]} times by {found.time}: {job}"
 
 
 def one_result_each(found: Evidence) -> Iterator[str]:
@@ -169,7 +175,7 @@ def one_result_each(found: Evidence) -> Iterator[str]:
         elif how == ((FAILED, "home_lost") if job["home"] else (CANCELLED, "cancelled")):
             if not job["home"] and job["key"] not in found.cancelled:
                 yield f"job {number}: cancelled, and nobody wished it"
-        elif (*how, job["attempt"]) != (FAILED, "worker_lost", found.max_attempts):
+        elif how[0] != FAILED or how[1] not in LAST or job["attempt"] != found.max_attempts:
             yield f"job {number}: state {job['state']}, {job['kind']} after {job['attempt']} attempts"
 
 

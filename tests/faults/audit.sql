@@ -11,7 +11,8 @@ create table public.event (
     slot bigint,
     home text,
     worker text,
-    gate text
+    gate text,
+    session text
 );
 
 create function public.witness() returns trigger language plpgsql as $$
@@ -40,9 +41,10 @@ begin
         what = 'granted twice';
     end if;
     if what is not null then
-        insert into public.event (what, job, tenant, tries, slot, home, worker, gate)
+        insert into public.event (what, job, tenant, tries, slot, home, worker, gate, session)
         values (
-            what, job.id, job.tenant, job.tries, job.slot, job.home, coalesce(job.worker, old.worker), job.gate
+            what, job.id, job.tenant, job.tries, job.slot, job.home, coalesce(job.worker, old.worker), job.gate,
+            job.session
         );
     end if;
     return null;

@@ -41,6 +41,7 @@ def tenant_is_served_by_law(
     """
     name, quota = row["name"], read_quota(row["quota"])
     yield from order(name, events, starts)
+    yield from sessions(name, events)
     yield from concurrency(name, quota, events)
     scale = shape_of(quota).only
     if scale is None:
@@ -120,7 +121,7 @@ def order(name: str, events: Sequence[Row], starts: Sequence[Row]) -> Iterator[s
         yield f"{name}: slots go back"
     lines: dict[Any, list[int]] = defaultdict(list)
     for grant in grants:
-        if grant["tries"] == 1 and grant["gate"] == came.get(grant["job"]):
+        if grant["tries"] == 1 and grant["gate"] == came.get(grant["job"]) and grant["session"] is None:
             lines[grant["gate"]].append(grant["job"])
     stayed = {job: gate for gate, jobs in lines.items() for job in jobs}
     for jobs in lines.values():
@@ -134,6 +135,24 @@ def order(name: str, events: Sequence[Row], starts: Sequence[Row]) -> Iterator[s
     for (worker, _), jobs in by_worker.items():
         if jobs != sorted(jobs):
             yield f"{name}: first starts out of order in {worker}: {jobs}"
+
+
+def sessions(name: str, events: Sequence[Row]) -> Iterator[str]:
+    """The jobs of a session run one after the other, each to its end, in the order in which they came."""
+    under_way: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for event in events:
+        job, session = event["job"], event["session"]
+        if session is None or event["what"] in {"accepted", "again", "freed"}:
+            continue
+        if event["what"] in {"ended", "left", "withdrawn"}:
+            if under_way.get(session) == job:
+                del under_way[session]
+            continue
+        before = under_way.setdefault(session, job)
+        if before != job or last.get(session, job) > job:
+            yield f"{name}: job {job} of session {session} begins while {before} is not over"
+        last[session] = job
 
 
 def concurrency(name: str, quota: Quota, events: Sequence[Row]) -> Iterator[str]:

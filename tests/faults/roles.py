@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scheduler import Answer, Job, Policy, Quota, Rate, Rung, Scheduler, Signal
+from scheduler import Answer, Job, Policy, Quota, Rate, Retry, Rung, Scheduler, Signal
 from scheduler.stores.postgres import PostgresStore, forgetting
 from scheduler.stores.postgres.connections import LOST
 from scheduler.worker import Worker
@@ -24,6 +24,9 @@ LADDER = (Rung(after=0.1, gate="small"), Rung(after=0.3, defer="batch"))
 
 OVERLOADED = 0.05
 """The share of calls behind a gate of which the upstream says that it is overloaded."""
+
+REPEATED = 0.05
+"""The share of tries that ask for another one, where they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class Role:
     small_rate: float | None = None
     """Of a second gate, which jobs pass that would wait for long at the first; if they still do, they are
     deferred."""
+    mixed: bool = False
+    """Whether some jobs are of sessions, and some tries ask for another one."""
     keys: tuple[tuple[str, str], ...] = ()
     """Of a submitter: (tenant, key) of what it submits."""
     tenants: tuple[str, ...] = ()
@@ -89,6 +94,12 @@ class Role:
     def policy(self) -> Policy:
         """Of jobs: however long they wait, with a ladder if there is a second gate."""
         return PATIENT if self.small_rate is None else replace(PATIENT, ladder=LADDER)
+
+
+def session_of(key: str, mixed: bool) -> str | None:
+    """The session of a job, the same whoever submits it: a third of them have one of three."""
+    draw = random.Random(key)
+    return f"s{draw.randrange(3)}" if mixed and draw.random() < 1 / 3 else None
 
 
 class Log:
@@ -154,6 +165,8 @@ class Working:
         finally:
             self._inside -= 1
         self._ends.write(job=claim.id, tries=claim.tries, worker=self._role.name)
+        if self._role.mixed and self._draw.random() < REPEATED:
+            raise Retry(after=self._draw.choice([0.0, 0.05, 0.3]))
         if job.gate and not job.receipt.deferred:  # some answers take slots away, the others give them back
             short = self._draw.random() < OVERLOADED
             job.hear(Signal(Answer.OVERLOADED if short else Answer.ACCEPTED))
@@ -184,7 +197,8 @@ async def submit(role: Role) -> None:
     policy = PATIENT if plain else role.policy
     async with Scheduler(store=store, quotas=quota, policy=policy, deferred=elsewhere) as scheduler:
         for tenant, key in role.keys:
-            ticket = await scheduler.enqueue(tenant, key, key=None if plain else key)
+            session = session_of(key, role.mixed and not plain)
+            ticket = await scheduler.enqueue(tenant, key, key=None if plain else key, session=session)
             accepted.write(job=int(ticket.id), tenant=tenant, key=None if plain else key)
         if role.kind == "awaiter":
             await asyncio.gather(*(scheduler.submit(tenant, key, key=key) for tenant, key in role.keys))

@@ -45,6 +45,7 @@ def draw(rng: random.Random) -> tuple[int, dict[str, Any]]:
         "rate": rng.choice([20.0, 100.0, 142.0] if several else [100.0, 142.0]),
         "burst": rng.choice([1, 5, 20]),
         "slots": rng.choice([None, None, 3]) if several else None,
+        "mixed": rng.random() < 1 / 2,
     }
 
 

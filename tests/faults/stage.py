@@ -23,7 +23,7 @@ from scheduler.stores.postgres.embedded import Embedded
 from scheduler.stores.postgres.migrate import migrate
 from tests.faults import audit
 from tests.faults.processes import Process, Processes
-from tests.faults.roles import Role, elsewhere
+from tests.faults.roles import Role, elsewhere, session_of
 
 SETTINGS = {"fsync": "off", "max_connections": "200", "max_wal_size": "256MB"}
 """What is committed survives a killed server (a machine that stops is another matter)."""
@@ -123,7 +123,8 @@ class Stage:
     async def _ask(self, tenant: str, key: str) -> None:
         while True:
             try:
-                result = await self.scheduler.submit(tenant, key, key=key)
+                session = session_of(key, bool(self.defaults.get("mixed")))
+                result = await self.scheduler.submit(tenant, key, key=key, session=session)
                 self._answers[key] = "done", result
                 return
             except JobFailed as failed:

@@ -21,7 +21,8 @@ from scheduler import (
     Scheduler,
     Signal,
 )
-from scheduler.stores.postgres import PostgresStore
+from scheduler.stores.postgres import PostgresStore, ladders
+from scheduler.stores.values import Claim
 from scheduler.worker import Worker
 from tests.stores.test_gates import gated
 from tests.upstreams.calls import until
@@ -210,6 +211,29 @@ async def test_the_next_of_a_session_waits_for_a_deferred_job(dsn: str) -> None:
             await asyncio.gather(second.result(), third.result())
             worker.stop()
     assert order == ["first", "second", "third"]
+
+
+@pytest.mark.timeout(20)  # it must not take until the next look, which is half a minute later
+async def test_a_connection_that_breaks_while_deferred_jobs_are_claimed_is_no_long_delay(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, breaks = ladders.claim, [ConnectionResetError()]
+
+    async def broken(*arguments: Any) -> list[Claim]:
+        if breaks:
+            raise breaks.pop()
+        return await claim(*arguments)
+
+    monkeypatch.setattr(ladders, "claim", broken)
+    async with gated(dsn, TWO, told, deferred=told) as scheduler:
+        await scheduler.submit("a", "x", gate="large", policy=BATCH)
+        later = await scheduler.enqueue("a", "later", gate="large", policy=BATCH)
+        async with asyncio.TaskGroup() as group:
+            worker = desk(dsn, told)
+            group.create_task(worker.run(signals=False))
+            assert (await later.result())["deferred"]
+            worker.stop()
+    assert not breaks
 
 
 async def test_more_deferred_jobs_end_at_once_than_a_worker_may_have_unrecorded(dsn: str) -> None:

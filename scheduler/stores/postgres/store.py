@@ -94,9 +94,13 @@ class PostgresStore(Accepting):
             return await claiming.claim(connection, worker, slots, self.about(), self.lease_ns, locked)
 
     async def claim_deferred(self, worker: str, most: int) -> list[Claim]:
-        """Take at most so many deferred jobs that nobody has."""
-        async with self._connections.connection() as connection:
-            return await ladders.claim(connection, worker, most, self.lease_ns)
+        """Take at most so many deferred jobs that nobody has, as soon as the database can be reached."""
+
+        async def claim() -> list[Claim]:
+            async with self._connections.connection() as connection:
+                return await ladders.claim(connection, worker, most, self.lease_ns)
+
+        return await patiently(claim)
 
     async def settle(self, ending: Ending) -> bool:
         """See `record`; with others that come while a batch is under way."""
