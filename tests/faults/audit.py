@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 
+from scheduler.core.quota import NS
 from scheduler.stores.postgres.rows import read_numbers
 from tests.faults.audit_gate import GATES, gate_is_passed_by_law
 from tests.faults.audit_tenant import ROUNDING, Row, tenant_is_served_by_law
@@ -160,7 +161,12 @@ def one_end_each(found: Evidence) -> Iterator[str]:
             job = {
                 name: value for name in left if (value := found.jobs.get(number, {}).get(name)) is not None
             }
-            yield f"job {number}: ended {ends[number]} times by {found.time}: {job}"
+            story = [
+                f"{event['what']} {(event['at'] - found.time) / NS:.2f} s {event['worker'] or ''}"
+                for event in found.events
+                if event["job"] == number
+            ]
+            yield f"job {number}: ended {ends[number]} times: {job}, by {found.time}: {story}"
 
 
 def one_result_each(found: Evidence) -> Iterator[str]:

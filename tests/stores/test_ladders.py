@@ -21,11 +21,9 @@ from scheduler import (
     Scheduler,
     Signal,
 )
-from scheduler.stores.postgres import PostgresStore, ladders
-from scheduler.stores.values import Claim
+from scheduler.stores.postgres import PostgresStore
 from scheduler.worker import Worker
 from tests.stores.test_gates import gated
-from tests.upstreams.calls import until
 
 SLOW = Quota(Rate(1, per=3600, burst=1))
 OPEN = Quota()
@@ -211,57 +209,3 @@ async def test_the_next_of_a_session_waits_for_a_deferred_job(dsn: str) -> None:
             await asyncio.gather(second.result(), third.result())
             worker.stop()
     assert order == ["first", "second", "third"]
-
-
-@pytest.mark.timeout(20)  # it must not take until the next look, which is half a minute later
-async def test_a_connection_that_breaks_while_deferred_jobs_are_claimed_is_no_long_delay(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claim, breaks = ladders.claim, [ConnectionResetError()]
-
-    async def broken(*arguments: Any) -> list[Claim]:
-        if breaks:
-            raise breaks.pop()
-        return await claim(*arguments)
-
-    monkeypatch.setattr(ladders, "claim", broken)
-    async with gated(dsn, TWO, told, deferred=told) as scheduler:
-        await scheduler.submit("a", "x", gate="large", policy=BATCH)
-        later = await scheduler.enqueue("a", "later", gate="large", policy=BATCH)
-        async with asyncio.TaskGroup() as group:
-            worker = desk(dsn, told)
-            group.create_task(worker.run(signals=False))
-            assert (await later.result())["deferred"]
-            worker.stop()
-    assert not breaks
-
-
-async def test_more_deferred_jobs_end_at_once_than_a_worker_may_have_unrecorded(dsn: str) -> None:
-    """It takes no others until they are recorded, and asks for none meanwhile."""
-    rooms, full, go_on = [], asyncio.Event(), asyncio.Event()
-
-    class Store(PostgresStore):
-        async def claim(self, worker: str, slots: int) -> Any:
-            rooms.append(slots)
-            return await super().claim(worker, slots)
-
-        async def record(self, endings: Any) -> Any:
-            full.set()
-            await go_on.wait()
-            return await super().record(endings)
-
-    async with gated(dsn, TWO, workers=0, deferred=told) as scheduler:
-        async with scheduler.admit("a", gate="large"):
-            pass
-        later = [await scheduler.enqueue("a", f"{n}", gate="large", policy=BATCH) for n in range(5)]
-        async with asyncio.TaskGroup() as group:
-            worker = Worker(told, Store(dsn), concurrency=1, deferred=told)
-            group.create_task(worker.run(signals=False))
-            await full.wait()
-            other = await scheduler.enqueue("b", "x", gate="small")
-            await until(lambda: worker._next_due is not None)  # it has heard of that
-            go_on.set()
-            for ticket in (*later, other):
-                await ticket.result()
-            worker.stop()
-    assert set(rooms) == {1}

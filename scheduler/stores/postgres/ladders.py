@@ -27,9 +27,11 @@ async def count_deferred(connection: Connection) -> int:
     return int(found)
 
 
-async def claim(connection: Connection, worker: str, most: int, lease: int) -> list[Claim]:
-    """Take deferred jobs that nobody has, the oldest first."""
+async def claim(connection: Connection, worker: str, most: int, lease: int) -> list[Claim] | None:
+    """Take deferred jobs that nobody has, the oldest first. None if others are busy with all there are."""
     found = await connection.fetch(statement("claim_deferred"), worker, most, lease)
+    if not found and await connection.fetchval(statement("deferred_left")):
+        return None
     claims = [
         Claim(
             id=row["id"],

@@ -16,7 +16,7 @@ from scheduler.stores.postgres import claiming, gates, gating, ladders, plain, q
 from scheduler.stores.postgres.accepting import Accepting
 from scheduler.stores.postgres.batches import Batches, fitting
 from scheduler.stores.postgres.claiming import Claimed
-from scheduler.stores.postgres.connections import Connections, Unkept, patiently
+from scheduler.stores.postgres.connections import LONGEST, SHORTEST, Connections, Unkept, patiently
 from scheduler.stores.postgres.hearing import Hearing
 from scheduler.stores.postgres.keeping import NUMBERS
 from scheduler.stores.postgres.results import Results
@@ -96,11 +96,15 @@ class PostgresStore(Accepting):
     async def claim_deferred(self, worker: str, most: int) -> list[Claim]:
         """Take at most so many deferred jobs that nobody has, as soon as the database can be reached."""
 
-        async def claim() -> list[Claim]:
+        async def claim() -> list[Claim] | None:
             async with self._connections.connection() as connection:
                 return await ladders.claim(connection, worker, most, self.lease_ns)
 
-        return await patiently(claim)
+        pause = SHORTEST
+        while (claims := await patiently(claim)) is None:  # and nobody tells when they have done with them
+            await asyncio.sleep(pause)
+            pause = min(LONGEST, 2 * pause)
+        return claims
 
     async def settle(self, ending: Ending) -> bool:
         """See `record`; with others that come while a batch is under way."""
