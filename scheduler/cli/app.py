@@ -128,8 +128,8 @@ def run_file(
     {"id", "line", "tenant", "reply", "waited_s", "promised_s", "usage"}, or has an "error". Ctrl-C stops
     cleanly; the same command goes on where it stopped, and tries again what failed.
 
-    With --durable the prompts wait in the database of WAITLINE_DATABASE_URL, or in an embedded PostgreSQL:
-    whatever dies, the same command asks for nothing again that was answered.
+    With --durable they wait in the database of WAITLINE_DATABASE_URL, or in an embedded PostgreSQL: whatever
+    dies, the same command asks for nothing again that was answered.
 
     Parameters
     ----------
@@ -144,8 +144,7 @@ def run_file(
     strict
         Refuse what cannot start at once instead of letting it wait.
     simulated
-        Ask a simulated Claude on this machine. Otherwise ANTHROPIC_API_KEY is needed, and ANTHROPIC_BASE_URL
-        is obeyed.
+        Ask a simulated Claude on this machine; otherwise ANTHROPIC_API_KEY and ANTHROPIC_BASE_URL count.
     model
         The model to ask.
     max_tokens
@@ -169,8 +168,7 @@ def run_file(
     options = Options(file, out, rate, burst, strict, max_running, timeout, worker, lease)
     options.check()
     database = _database(durable, worker, data)
-    # After what can be wrong without it: importing the SDK takes a second.
-    from scheduler.cli.prompts import answer_file
+    from scheduler.cli.prompts import answer_file  # not before the checks: the SDK takes a second
     from scheduler.cli.wiring import Upstream
 
     upstream = Upstream(simulated=simulated, model=model, max_tokens=max_tokens)
